@@ -20,7 +20,7 @@
 #define PLAIT_MARK 128	     /* hop limits from here on are translated traffic */
 #define PLAIT_MARK_BITS 192  /* or-ed into the hop limit at egress: arrives >= 128 after <= 64 hops */
 #define PLAIT_SBFD_PORT 7784 /* RFC 7881, section 4: S-BFD reflector */
-#define PLAIT_PROBE_PORT 7785 /* our source port; a reply is 7784 -> 7785 */
+#define PLAIT_PROBE_PORT 61784 /* our source port; a reply is 7784 -> 61784 */
 
 struct addr {
 	__be32 a[4];
