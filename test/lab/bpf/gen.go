@@ -1,0 +1,8 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package bpf holds the lab's kernel programs, which cut, lose and delay packets at the ports of a
+// fabric, and the Go mirrors of the C structs they share with package lab. Nothing but this file is
+// written by hand; run make generate.
+package bpf
+
+//go:generate go tool bpf2go -strip llvm-strip-19 -cc clang-19 -target bpfel -go-package bpf -type port -type fabric -type counters Port port.bpf.c -- -O2 -g -Wall -Werror -I/usr/include/x86_64-linux-gnu -I/usr/include/aarch64-linux-gnu
