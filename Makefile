@@ -29,7 +29,7 @@ ifneq ($(filter-out 0,$(owner)),)
 ifneq ($(owner_home),)
 AS_OWNER := env HOME=$(owner_home) setpriv --reuid=$(owner) --regid=$(shell id -g $(owner)) --init-groups
 WITH_SETUID := --inh-caps=+setuid,+setgid --ambient-caps=+setuid,+setgid
-EXEC_AS_ROOT := -exec 'setpriv --reuid=0 --regid=0 --clear-groups env HOME=$(HOME)'
+EXEC_AS_ROOT := -exec 'setpriv --reuid=0 --regid=0 --clear-groups --inh-caps=-setuid,-setgid env HOME=$(HOME)'
 endif
 endif
 endif
@@ -63,9 +63,9 @@ test: need-programs need-root build ## Run all tests (sudo make test)
 	@report=$$($(AS_OWNER) mktemp -d)/report; \
 	trap 'rm -rf "$${report%/*}"' EXIT; \
 	$(AS_OWNER) $(GO) build -buildvcs=false -o "$$report" ./test/report; \
-	set -x; \
-	$(AS_OWNER) $(WITH_SETUID) env PATH="$$PATH:/usr/local/sbin:/usr/sbin:/sbin" CGO_ENABLED=1 \
-		$(GO) test -json -count=1 -p 1 -timeout $(TEST_TIMEOUT) $(EXEC_AS_ROOT) $(TESTFLAGS) $(PKGS) | "$$report"
+	( set -x; $(AS_OWNER) $(WITH_SETUID) env PATH="$$PATH:/usr/local/sbin:/usr/sbin:/sbin" CGO_ENABLED=1 \
+		$(GO) test -json -count=1 -p 1 -timeout $(TEST_TIMEOUT) $(EXEC_AS_ROOT) $(TESTFLAGS) $(PKGS) \
+	) | "$$report"
 
 .PHONY: lint
 lint: ## Check Go and C sources
