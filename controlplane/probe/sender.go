@@ -1,0 +1,377 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package probe
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"runtime"
+	"sync/atomic"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/plait-net/plait/maps"
+)
+
+const (
+	scanInterval = 20 * time.Millisecond // how soon an idle peer's first packet is noticed
+	sampleEvery  = 16                    // rounds between RTT samples of an active group
+	idleAfter    = 10 * time.Second      // without traffic
+	batch        = 64                    // frames in one sendmmsg
+	priority     = 50                    // SCHED_FIFO
+	skbPriority  = 7                     // TC_PRIO_CONTROL, the first band of pfifo_fast
+)
+
+// LatenessBounds are the upper bounds in seconds of the buckets of Sender.Lateness.
+var LatenessBounds = []float64{50e-6, 100e-6, 200e-6, 500e-6, 1e-3, 2e-3, 5e-3, 10e-3, 20e-3, 50e-3, 100e-3}
+
+// Path is one path to probe.
+type Path struct {
+	Index         uint32 // in maps.Set.PathStates
+	Number        uint8
+	Uplink        uint8
+	Local, Remote netip.Addr
+	KeyID         uint8
+	Key           Key
+}
+
+// Group is a peer in one family: all its paths get the same rounds.
+type Group struct {
+	Index uint32 // in maps.Set.GroupStates
+	Paths []Path
+}
+
+// Config of a Sender.
+type Config struct {
+	Set    *maps.Set
+	Plait0 int           // interface index
+	Fast   time.Duration // between rounds towards peers with traffic
+	Idle   time.Duration // towards the others
+	Budget int           // probes a second, whole host
+	Log    *slog.Logger
+}
+
+// Sender sends the rounds. It is one locked thread that does not allocate while it runs.
+type Sender struct {
+	cfg  Config
+	fd   int
+	plan atomic.Pointer[plan]
+
+	lateness    []atomic.Uint64
+	latenessSum atomic.Uint64 // ns
+	sendErrors  atomic.Uint64
+	interval    atomic.Int64 // ns, as stretched by the budget
+	active      atomic.Int64 // groups
+}
+
+// plan is what is sent, made by Update and used by the sending thread alone afterwards.
+type plan struct {
+	groups []group
+	msgs   [batch]mmsghdr
+	iovs   [batch]unix.Iovec
+}
+
+type group struct {
+	state  *maps.GroupState
+	paths  []path
+	active bool
+	idleAt time.Duration // next idle round
+	// RTT samples, read by Sampled.
+	sampleRound atomic.Uint64
+	sampleAt    atomic.Int64
+	index       uint32
+	lastActive  uint64 // value of state.Active when traffic was last seen
+	lastTraffic time.Duration
+}
+
+type path struct {
+	frame  frame
+	state  *maps.PathState
+	uplink uint8
+	bit    uint64
+}
+
+// mmsghdr is struct mmsghdr of sendmmsg(2).
+type mmsghdr struct {
+	hdr unix.Msghdr
+	len uint32
+	_   [4]byte
+}
+
+// New opens the socket. It needs CAP_NET_RAW.
+func New(cfg Config) (*Sender, error) {
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("opening the probe socket: %w", err)
+	}
+	s := &Sender{cfg: cfg, fd: fd, lateness: make([]atomic.Uint64, len(LatenessBounds)+1)}
+	if err := s.setUp(); err != nil {
+		unix.Close(fd)
+		return nil, fmt.Errorf("preparing the probe socket: %w", err)
+	}
+	s.plan.Store(&plan{})
+	s.interval.Store(int64(cfg.Fast))
+	return s, nil
+}
+
+func (s *Sender) setUp() error {
+	if err := unix.SetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_PRIORITY, skbPriority); err != nil {
+		return err
+	}
+	if err := unix.SetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, 4<<20); err != nil {
+		return err
+	}
+	return unix.Bind(s.fd, &unix.SockaddrLinklayer{Ifindex: s.cfg.Plait0})
+}
+
+// Close releases the socket; Run must have returned.
+func (s *Sender) Close() error { return unix.Close(s.fd) }
+
+// Update replaces what is probed. Groups that stay keep their rhythm.
+func (s *Sender) Update(groups []Group) {
+	old := map[uint32]*group{}
+	for i := range s.plan.Load().groups {
+		g := &s.plan.Load().groups[i]
+		old[g.index] = g
+	}
+	p := &plan{groups: make([]group, len(groups))}
+	for i, in := range groups {
+		g := &p.groups[i]
+		g.index = in.Index
+		g.state = s.cfg.Set.GroupStates.At(in.Index)
+		// Active at first, so that a new peer's paths are known after a few milliseconds.
+		g.active, g.lastTraffic = true, monotonic()
+		if o := old[in.Index]; o != nil {
+			g.sampleRound.Store(o.sampleRound.Load())
+			g.sampleAt.Store(o.sampleAt.Load())
+		}
+		for _, ip := range in.Paths {
+			g.paths = append(g.paths, path{
+				frame: newFrame(ip.Local, ip.Remote, ip.Number, ip.KeyID, ip.Key,
+					s.cfg.Set.Settings.Epoch, uint32(s.cfg.Fast.Microseconds())),
+				state:  s.cfg.Set.PathStates.At(ip.Index),
+				uplink: ip.Uplink,
+				bit:    1 << ip.Number,
+			})
+		}
+	}
+	s.plan.Store(p)
+}
+
+// Lateness returns how many rounds started how late: cumulative counts for LatenessBounds, the total
+// and the sum in seconds.
+func (s *Sender) Lateness() (buckets map[float64]uint64, count uint64, sum float64) {
+	buckets = make(map[float64]uint64, len(LatenessBounds))
+	for i, b := range LatenessBounds {
+		count += s.lateness[i].Load()
+		buckets[b] = count
+	}
+	count += s.lateness[len(LatenessBounds)].Load()
+	return buckets, count, time.Duration(s.latenessSum.Load()).Seconds()
+}
+
+// SendErrors is the number of frames that the kernel refused.
+func (s *Sender) SendErrors() uint64 { return s.sendErrors.Load() }
+
+// Interval is the time between rounds towards active peers, stretched if the budget asks for it.
+func (s *Sender) Interval() time.Duration { return time.Duration(s.interval.Load()) }
+
+// Active is the number of groups that get fast rounds.
+func (s *Sender) Active() int { return int(s.active.Load()) }
+
+// Sampled returns the last round of a group that asked for RTT samples, and when it was sent
+// (CLOCK_MONOTONIC).
+func (s *Sender) Sampled(index uint32) (round uint64, at time.Duration) {
+	groups := s.plan.Load().groups
+	for i := range groups {
+		if groups[i].index == index {
+			return groups[i].sampleRound.Load(), time.Duration(groups[i].sampleAt.Load())
+		}
+	}
+	return 0, 0
+}
+
+// String names the task.
+func (s *Sender) String() string { return "probe sender" }
+
+// Run sends until ctx ends.
+func (s *Sender) Run(ctx context.Context) error {
+	done := make(chan struct{})
+	var stop atomic.Bool
+	unhook := context.AfterFunc(ctx, func() { stop.Store(true) })
+	defer unhook()
+	go func() {
+		defer close(done)
+		// Never unlocked: the thread carries its scheduling class to its end.
+		runtime.LockOSThread()
+		attr := unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: priority}
+		if err := unix.SchedSetAttr(0, &attr, 0); err != nil {
+			s.cfg.Log.Warn("probes are sent without real-time priority", "error", err)
+		}
+		s.loop(&stop)
+	}()
+	<-done
+	return nil
+}
+
+func (s *Sender) loop(stop *atomic.Bool) {
+	next := monotonic()
+	nextScan := next
+	for !stop.Load() {
+		now := monotonic()
+		s.noteLateness(now - next)
+		p := s.plan.Load()
+		if now >= nextScan {
+			s.scan(p, now)
+			nextScan = now + scanInterval
+		}
+		s.round(p, now)
+		step := s.Interval()
+		if s.active.Load() == 0 {
+			step = scanInterval
+		}
+		next += step
+		if next <= now { // rounds that were missed are not made up for
+			next = now + step
+		}
+		sleepUntil(next)
+	}
+}
+
+func (s *Sender) noteLateness(late time.Duration) {
+	if late < 0 {
+		late = 0
+	}
+	i := 0
+	for i < len(LatenessBounds) && late.Seconds() > LatenessBounds[i] {
+		i++
+	}
+	s.lateness[i].Add(1)
+	s.latenessSum.Add(uint64(late))
+}
+
+// scan tells active groups from idle ones by the round that egress left in their state, and applies
+// the budget.
+func (s *Sender) scan(p *plan, now time.Duration) {
+	fast, slow, active := 0, 0, int64(0)
+	for i := range p.groups {
+		g := &p.groups[i]
+		seen := atomic.LoadUint64(&g.state.Active)
+		switch {
+		case seen != g.lastActive:
+			g.lastActive, g.lastTraffic, g.active = seen, now, true
+		case now-g.lastTraffic > idleAfter:
+			g.active = false
+		}
+		if g.active {
+			active++
+			fast += len(g.paths)
+		} else {
+			slow += len(g.paths)
+		}
+	}
+	s.active.Store(active)
+	interval := s.cfg.Fast
+	left := float64(s.cfg.Budget) - float64(slow)/s.cfg.Idle.Seconds()
+	if least := float64(s.cfg.Budget) / 10; left < least {
+		left = least
+	}
+	if need := time.Duration(float64(fast) / left * float64(time.Second)); need > interval {
+		interval = need
+	}
+	s.interval.Store(int64(interval))
+}
+
+// round sends what is due: one round on all paths of each active group, and of each idle group whose
+// time has come.
+func (s *Sender) round(p *plan, now time.Duration) {
+	n := 0
+	uplinks := atomic.LoadUint64(&s.cfg.Set.Settings.Uplinks)
+	for i := range p.groups {
+		g := &p.groups[i]
+		if !g.active {
+			if now < g.idleAt {
+				continue
+			}
+			if g.idleAt == 0 { // spread the idle groups over the interval
+				g.idleAt = now + s.cfg.Idle*time.Duration(i)/time.Duration(len(p.groups))
+			}
+			g.idleAt += s.cfg.Idle
+			if g.idleAt <= now {
+				g.idleAt = now + s.cfg.Idle
+			}
+		} else {
+			g.idleAt = 0
+		}
+		n = s.roundOf(p, g, uplinks, n)
+	}
+	s.flush(p, n)
+}
+
+func (s *Sender) roundOf(p *plan, g *group, uplinks uint64, n int) int {
+	round := atomic.LoadUint64(&g.state.Sent) + 1
+	fresh := atomic.LoadUint64(&g.state.Fresh)
+	window := uint32(0)
+	for i := range g.paths {
+		window = max(window, atomic.LoadUint32(&g.paths[i].state.Multiplier))
+	}
+	sample := !g.active || round%sampleEvery == 0
+	if sample {
+		g.sampleAt.Store(int64(monotonic()))
+		g.sampleRound.Store(round)
+	}
+	// Before the first frame leaves: a reply is accepted up to the last round sent.
+	atomic.StoreUint64(&g.state.Sent, round)
+	for i := range g.paths {
+		path := &g.paths[i]
+		if uplinks>>path.uplink&1 == 0 {
+			continue
+		}
+		if n == batch {
+			s.flush(p, n)
+			n = 0
+		}
+		path.frame.patch(round, uint8(min(window, 255)), fresh&path.bit != 0, sample)
+		p.iovs[n].Base = &path.frame.buf[0]
+		p.iovs[n].SetLen(len(path.frame.buf))
+		p.msgs[n].hdr.Iov = &p.iovs[n]
+		p.msgs[n].hdr.SetIovlen(1)
+		n++
+		atomic.AddUint64(&path.state.Probes, 1)
+	}
+	return n
+}
+
+func (s *Sender) flush(p *plan, n int) {
+	for sent := 0; sent < n; {
+		got, _, errno := unix.Syscall6(unix.SYS_SENDMMSG, uintptr(s.fd),
+			uintptr(unsafe.Pointer(&p.msgs[sent])), uintptr(n-sent), unix.MSG_DONTWAIT, 0, 0)
+		switch {
+		case errno == unix.EINTR:
+		case errno != 0:
+			// This one frame; the peer's other paths must not suffer for it.
+			s.sendErrors.Add(1)
+			sent++
+		default:
+			sent += int(got)
+		}
+	}
+}
+
+func monotonic() time.Duration {
+	var ts unix.Timespec
+	// Cannot fail with a valid clock and pointer.
+	_ = unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts)
+	return time.Duration(ts.Nano())
+}
+
+func sleepUntil(at time.Duration) {
+	ts := unix.NsecToTimespec(int64(at))
+	for errors.Is(unix.ClockNanosleep(unix.CLOCK_MONOTONIC, unix.TIMER_ABSTIME, &ts, nil), unix.EINTR) {
+	}
+}
