@@ -52,7 +52,9 @@ type Host struct {
 	sockets map[int]*nl.SocketHandle // for the requests that the netlink library has no call for
 	ethtool *ethtool.Ethtool
 
-	watchBuffer int // receive buffer of Watch's sockets in bytes; tests make it tiny
+	// Tests make these tiny.
+	watchBuffer int           // receive buffer of Watch's sockets, bytes
+	resync      time.Duration // how often Watch reports everything as changed
 }
 
 // nsID tells whether two network namespaces are the same one.
@@ -65,7 +67,7 @@ func New(log *slog.Logger) (*Host, error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 
-	h := &Host{log: log, ns: netns.None(), watchBuffer: 1 << 20}
+	h := &Host{log: log, ns: netns.None(), watchBuffer: 1 << 20, resync: resync}
 	if err := h.open(); err != nil {
 		h.Close()
 		return nil, err

@@ -57,6 +57,7 @@ func (h *Host) SyncPeerRoutes(p Plait0, peers, src []netip.Addr) error {
 		}
 		// Never replaced in place: NLM_F_REPLACE takes the first route to that destination, whoever's
 		// it is. A deletion matches protocol and interface too.
+		r.Flags = 0 // states like linkdown, which are no part of a request
 		if err := h.nl.RouteDel(&r); err != nil && !errors.Is(err, unix.ESRCH) {
 			errs = append(errs, fmt.Errorf("removing the route to %s: %w", dst, err))
 		}

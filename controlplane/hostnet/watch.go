@@ -37,9 +37,11 @@ type Events struct {
 	Changed func()
 
 	// Carrier says that an interface gained or lost its carrier (see Uplink), without delay. It is
-	// called once for every interface that exists, and false for one that vanished. Between the
-	// notification and the loss itself lies the kernel's own delay, which is none unless a physical
-	// interface loses its carrier twice within a second.
+	// called once for every interface that exists, and with false for one that vanished. Between the
+	// event itself and the notification lies the kernel's own delay (net/core/link_watch.c): none for
+	// an interface that is linked to another one and for a port of a bond; for a physical one none
+	// either, unless any interface of the machine changed within the last second: then up to the rest
+	// of that second. A veth counts as physical if both its ends happen to have the same index.
 	Carrier func(ifindex int, up bool)
 }
 
@@ -73,7 +75,7 @@ func (h *Host) Watch(ctx context.Context, e Events) error {
 	return nil
 }
 
-// subscribe opens a socket that receives the given groups. Its Receive gives up after resync.
+// subscribe opens a socket that receives the given groups. Its Receive gives up after h.resync.
 func (h *Host) subscribe(groups ...uint) (*nl.NetlinkSocket, error) {
 	var s *nl.NetlinkSocket
 	err := h.in(func() (err error) {
@@ -87,7 +89,7 @@ func (h *Host) subscribe(groups ...uint) (*nl.NetlinkSocket, error) {
 	if s.SetReceiveBufferSize(h.watchBuffer, true) != nil {
 		_ = s.SetReceiveBufferSize(h.watchBuffer, false)
 	}
-	tv := unix.NsecToTimeval(int64(resync))
+	tv := unix.NsecToTimeval(int64(h.resync))
 	if err := s.SetReceiveTimeout(&tv); err != nil {
 		s.Close()
 		return nil, fmt.Errorf("setting the netlink timeout: %w", err)
@@ -112,7 +114,7 @@ func (w *watcher) touch() {
 
 // report calls Changed as Events promises, until ctx ends.
 func (w *watcher) report(ctx context.Context) {
-	tick := time.NewTicker(resync)
+	tick := time.NewTicker(w.h.resync)
 	defer tick.Stop()
 	pause := settle
 	for {
@@ -171,7 +173,7 @@ func (w *watcher) drain(ctx context.Context, s *nl.NetlinkSocket, handle func(sy
 	}()
 	var last time.Time
 	for {
-		if time.Since(last) >= resync {
+		if time.Since(last) >= w.h.resync {
 			if err := read(); err != nil {
 				return err
 			}
