@@ -117,20 +117,23 @@ func openTap(name string, mtu int) (_ *os.File, index int, err error) {
 	if err != nil {
 		return nil, 0, fmt.Errorf("opening the tun device: %w", err)
 	}
+	req, err := unix.NewIfreq(name)
+	if err != nil {
+		_ = unix.Close(fd)
+		return nil, 0, err
+	}
+	req.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
+	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, req); err != nil {
+		_ = unix.Close(fd)
+		return nil, 0, fmt.Errorf("creating tap %s: %w", name, err)
+	}
+	// Only now: a poller that is told of the descriptor before it has a device never hears of frames.
 	f := os.NewFile(uintptr(fd), "tap "+name)
 	defer func() {
 		if err != nil {
 			_ = f.Close()
 		}
 	}()
-	req, err := unix.NewIfreq(name)
-	if err != nil {
-		return nil, 0, err
-	}
-	req.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
-	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, req); err != nil {
-		return nil, 0, fmt.Errorf("creating tap %s: %w", name, err)
-	}
 	// Take super-packets and unfinished checksums as they come.
 	const offloads = unix.TUN_F_CSUM | unix.TUN_F_TSO4 | unix.TUN_F_TSO6 | unix.TUN_F_TSO_ECN |
 		unix.TUN_F_USO4 | unix.TUN_F_USO6

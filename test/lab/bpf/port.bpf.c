@@ -23,8 +23,8 @@
 #define MAX_PORTS 1024
 #define MAX_FABRICS 16
 #define CUT_ALL (~0ULL)
-#define PORT_NEXT (-1) /* TCX_NEXT, which linux/bpf.h has from 6.6 on */
-#define PORT_DROP 2    /* TCX_DROP */
+#define PORT_NEXT (-1)	 /* TCX_NEXT, which linux/bpf.h has from 6.6 on */
+#define PORT_DROP 2	 /* TCX_DROP */
 #define RELAY_MARK 0x1ab /* SO_MARK of a relay's socket: this frame was held already */
 
 /* Written by user space through mmap, one word at a time; read at every packet. */
@@ -80,7 +80,8 @@ struct {
 /* Set before loading; each port has its own copy of the programs. */
 const volatile __u32 this_fabric = 0; /* number from 0 */
 const volatile __u32 this_port = 0;
-const volatile __u32 is_flat = 0; /* 1: hosts share the subnet, the host's number is in the last bytes */
+const volatile __u32 is_flat =
+	0; /* 1: hosts share the subnet, the host's number is in the last bytes */
 
 struct arp_ipv4 {
 	__be16 htype;
