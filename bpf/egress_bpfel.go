@@ -54,16 +54,16 @@ const (
 )
 
 type EgressGroupState struct {
-	_          structs.HostLayout
-	Sent       uint64
-	Newest     uint64
-	Fresh      uint64
-	Up         uint64
-	Active     uint64
-	PeerEpoch  uint64
-	PeerNewest uint64
-	Caps       uint32
-	Pad        uint32
+	_           structs.HostLayout
+	Sent        uint64
+	Newest      uint64
+	Fresh       uint64
+	Up          uint64
+	Active      uint64
+	PeerEpoch   uint64
+	PeerNewest  uint64
+	Caps        uint32
+	Unreachable uint32
 }
 
 type EgressIdentityKey struct {

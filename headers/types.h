@@ -73,7 +73,7 @@ struct group_state {
 	__u64 peer_epoch;  /* learned from replies; 0 unknown */
 	__u64 peer_newest; /* newest round the peer sent in that epoch */
 	__u32 caps;	   /* enum group_cap */
-	__u32 pad;
+	__u32 unreachable; /* the agent's word: nothing has answered for a second */
 };
 
 _Static_assert(sizeof(struct group_state) == 64, "struct group_state is shared with user space");
