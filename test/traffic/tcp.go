@@ -33,7 +33,8 @@ type TCPConfig struct {
 	Every time.Duration
 	// For is how long the stream may run at most; it also bounds the memory that holds its times. Default 10 s.
 	For time.Duration
-	// MPTCP opens a Multipath TCP connection (RFC 8684); its subflows are the business of the hosts' path managers.
+	// MPTCP opens a Multipath TCP connection (RFC 8684); its subflows are the business of the hosts' path managers. The
+	// receiver listens on every address of its host, or further subflows could not reach it.
 	MPTCP bool
 	// Background makes the stream load, not a measurement: its threads are ordinary ones.
 	Background bool
@@ -49,6 +50,7 @@ type TCP struct {
 	cfg      TCPConfig
 	id       uint32
 	tx, rx   int
+	listener int // stays open: subflows of MPTCP are accepted through it
 	src, dst netip.AddrPort
 
 	// Times of the stream proper, made when it starts.
@@ -97,7 +99,7 @@ func NewTCP(cfg TCPConfig) (*TCP, error) {
 	if cfg.Every < 0 || cfg.For < 0 {
 		return nil, errors.New("times of a stream cannot be negative")
 	}
-	t := &TCP{cfg: cfg, id: rand.Uint32(), tx: -1, rx: -1, buf: make([]byte, cfg.Size)}
+	t := &TCP{cfg: cfg, id: rand.Uint32(), tx: -1, rx: -1, listener: -1, buf: make([]byte, cfg.Size)}
 	proto := unix.IPPROTO_TCP
 	if cfg.MPTCP {
 		proto = unix.IPPROTO_MPTCP
@@ -122,22 +124,27 @@ func NewTCP(cfg TCPConfig) (*TCP, error) {
 
 // open makes the connection.
 func (t *TCP) open(proto int) error {
-	listener := -1
+	at := t.cfg.Dst
+	if t.cfg.MPTCP {
+		if at.Addr().Is4() {
+			at = netip.AddrPortFrom(netip.IPv4Unspecified(), at.Port())
+		} else {
+			at = netip.AddrPortFrom(netip.IPv6Unspecified(), at.Port())
+		}
+	}
 	err := t.cfg.To.do(func() (err error) {
-		if listener, err = newSocket(t.cfg.Dst, unix.SOCK_STREAM, proto); err != nil {
+		if t.listener, err = newSocket(at, unix.SOCK_STREAM, proto); err != nil {
 			return err
 		}
-		return os.NewSyscallError("listen", unix.Listen(listener, 1))
+		return os.NewSyscallError("listen", unix.Listen(t.listener, 1))
 	})
-	if listener >= 0 {
-		defer func() { _ = unix.Close(listener) }()
-	}
 	if err != nil {
 		return fmt.Errorf("receiver: %w", err)
 	}
-	if t.dst, err = localAddr(listener); err != nil {
+	if at, err = localAddr(t.listener); err != nil {
 		return err
 	}
+	t.dst = netip.AddrPortFrom(t.cfg.Dst.Addr(), at.Port())
 	to := t.cfg.Via
 	if !to.IsValid() {
 		to = t.dst
@@ -157,10 +164,10 @@ func (t *TCP) open(proto int) error {
 	if t.src, err = localAddr(t.tx); err != nil {
 		return err
 	}
-	if err := wait(listener, unix.POLLIN, t.cfg.Timeout); err != nil {
+	if err := wait(t.listener, unix.POLLIN, t.cfg.Timeout); err != nil {
 		return fmt.Errorf("accepting: %w", err)
 	}
-	if t.rx, _, err = unix.Accept4(listener, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC); err != nil {
+	if t.rx, _, err = unix.Accept4(t.listener, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC); err != nil {
 		return os.NewSyscallError("accept", err)
 	}
 	return nil
@@ -460,7 +467,7 @@ func (t *TCP) Close() {
 	t.sender.Wait()
 	t.abandon.Store(true)
 	t.receiver.Wait()
-	for _, fd := range []int{t.tx, t.rx} {
+	for _, fd := range []int{t.tx, t.rx, t.listener} {
 		if fd >= 0 {
 			_ = unix.Close(fd)
 		}
