@@ -1,0 +1,1 @@
+../../headers/siphash.h
