@@ -7,7 +7,9 @@ SHELL := /bin/bash
 .NOTPARALLEL:
 MAKEFLAGS += --no-builtin-rules
 
-GOLANGCI_LINT_VERSION ?= v2.15.0
+GOLANGCI_LINT_gofmt = $(shell $(AS_OWNER) $(GO) env GOROOT)/bin/gofmt
+
+VERSION ?= v2.15.0
 CLANG_FORMAT ?= clang-format-19
 BPF2GO_CC ?= clang-19
 BPF2GO_STRIP ?= llvm-strip-19
@@ -37,6 +39,8 @@ endif
 # Looked up when first needed; .ci/find-go says what to do if there is none.
 GO ?= $(eval GO := $(or $(shell $(AS_OWNER) .ci/find-go),$(error no usable Go)))$(GO)
 GOLANGCI_LINT ?= $(eval GOLANGCI_LINT := $(shell $(AS_OWNER) $(GO) env GOPATH)/bin/golangci-lint)$(GOLANGCI_LINT)
+
+gofmt = $(shell $(AS_OWNER) $(GO) env GOROOT)/bin/gofmt
 
 VERSION ?= $(shell $(AS_OWNER) git describe --tags --always --dirty 2>/dev/null || echo unknown)
 
@@ -68,22 +72,30 @@ test: need-programs need-root build ## Run all tests (sudo make test)
 	) | "$$report"
 
 .PHONY: lint
-lint: ## Check Go and C sources
+lint: lint-go lint-c lint-licences ## Check Go and C sources (make -k lint: go on after a failure)
+
+.PHONY: lint-go lint-c lint-licences
+lint-go:
 	@.ci/programs lint
-	@unformatted=$$($(AS_OWNER) $(GO) list -f '{{.Dir}}' ./... | $(AS_OWNER) xargs "$$($(AS_OWNER) $(GO) env GOROOT)/bin/gofmt" -l); \
+	@unformatted=$$($(AS_OWNER) $(GO) list -f '{{.Dir}}' ./... | $(AS_OWNER) xargs "$(gofmt)" -l); \
 	if [ -n "$$unformatted" ]; then echo "make fmt would change:" $$unformatted; exit 1; fi
 	$(AS_OWNER) $(GO) vet ./...
 	@$(AS_OWNER) test -x "$$(command -v $(GOLANGCI_LINT))" || { echo "golangci-lint is missing; make tools installs it"; exit 1; }
 	$(AS_OWNER) env PATH="$(dir $(GO)):$$PATH" $(GOLANGCI_LINT) run
+
+lint-c:
+	@.ci/programs lint
 	$(c_files) | xargs -0 $(CLANG_FORMAT) --dry-run -Werror
-	@# Every source says its license on its first lines; generated files are described by their generator.
+
+# Every source says its licence on its first lines; for generated files their sources do.
+lint-licences:
 	@unlicensed=$$($(AS_OWNER) git ls-files -z -- '*.go' '*.[ch]' Makefile '.ci/*' ':!*_bpfel.go' ':!*/testdata/*' | \
 		xargs -0 awk 'FNR == 1 { if (f) print f; f = FILENAME } FNR <= 2 && /SPDX-License-Identifier: / { f = "" } END { if (f) print f }'); \
 	if [ -n "$$unlicensed" ]; then echo "no SPDX-License-Identifier:" $$unlicensed; exit 1; fi
 
 .PHONY: fmt
 fmt: ## Format Go and C sources
-	$(AS_OWNER) "$$($(AS_OWNER) $(GO) env GOROOT)/bin/gofmt" -w bpf cmd controlplane loader maps test
+	$(AS_OWNER) "$(gofmt)" -w bpf cmd controlplane loader maps test
 	$(c_files) | $(AS_OWNER) xargs -0 $(CLANG_FORMAT) -i
 
 .PHONY: generate
