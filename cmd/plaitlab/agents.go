@@ -203,6 +203,9 @@ type pathStatus struct {
 	RTT         float64 `json:"rtt_us"`
 }
 
+// losses is how often the path was given up.
+func (p pathStatus) losses() int64 { return p.Transitions }
+
 // status runs `plait status -o json` in the host of the agent.
 func (a *agent) status(ctx context.Context) (hostStatus, error) {
 	ctx, cancel := context.WithTimeout(ctx, statusTimeout)
@@ -221,7 +224,7 @@ func (a *agent) status(ctx context.Context) (hostStatus, error) {
 	return s, nil
 }
 
-// peer returns the paths of one family towards the peer of that name.
+// paths returns those of one family towards the peer of that name.
 func (s hostStatus) paths(name string, family int) []pathStatus {
 	for _, p := range s.Peers {
 		if p.Name == name && p.Family == family {
@@ -319,8 +322,8 @@ func (p *pair) waitUp(ctx context.Context) error {
 	}
 }
 
-// transitions sums how often a path went down or up, over both hosts, by "host local>remote".
-func (p *pair) transitions(ctx context.Context) (map[string]pathStatus, error) {
+// paths returns the paths of both hosts, by "host local>remote".
+func (p *pair) paths(ctx context.Context) (map[string]pathStatus, error) {
 	paths := make(map[string]pathStatus)
 	for _, a := range p.agents {
 		s, err := a.status(ctx)

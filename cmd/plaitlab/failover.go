@@ -44,13 +44,6 @@ const (
 	// Two of three streams cross the fabric that is cut, with 63 % of all bytes. With one fewer it is 37 % or less.
 	strayedBelow = 0.5
 	strayedMost  = 3 // repetitions of a run for it
-
-	// pathBurst packets of pathBurstSize bytes, or as many TCP records, tell which uplink a socket's packets take.
-	pathBurst     = 64
-	pathBurstSize = 1200
-	// pathTries bounds the sockets that are opened to find one on a path: with two paths of equal weight, one in 2^200
-	// searches fails.
-	pathTries = 200
 )
 
 // means is a way to survive a cut.
@@ -158,6 +151,19 @@ type bar struct {
 	Most  float64 `json:"most"`
 	Value float64 `json:"value"`
 	Met   bool    `json:"met"`
+}
+
+func newBar(name string, most, value float64) bar {
+	return bar{Name: name, Most: most, Value: value, Met: value <= most}
+}
+
+// String is a line of a table, with its columns ended by tabs.
+func (b bar) String() string {
+	verdict := "MISSED"
+	if b.Met {
+		verdict = "met"
+	}
+	return fmt.Sprintf("%s\t%.1f\tat most %.0f\t%s\t", b.Name, b.Value, b.Most, verdict)
 }
 
 // failoverReport is what the command prints.
@@ -693,59 +699,25 @@ func (f *failoverBench) open(ctx context.Context, m means, fabric string) (*stre
 
 func (f *failoverBench) openPlait(ctx context.Context, s *streams, fabric string) error {
 	src, dst := f.identity(f.a), f.identity(f.b)
-	names := uplinkNames(f.a)
 	cut := f.a.Uplink(fabric).Name
-	for range pathTries {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		if s.udp != nil && len(s.controls) > 0 {
-			break
-		}
-		u, err := f.newUDP(src, dst)
-		if err != nil {
-			return err
-		}
-		taken, err := traffic.Taken(f.a.Do, names, pathBurst*pathBurstSize, func() error { return u.Burst(pathBurst, pathBurstSize) })
-		if err != nil {
-			u.Close()
-			return fmt.Errorf("finding the path of a UDP stream: %w", err)
-		}
-		other := f.fabricOf(taken)
-		switch {
-		case taken == cut && s.udp == nil:
-			s.udp = u
-		case taken != "" && taken != cut && len(s.controls) == 0:
-			s.controls[other] = u
-		default:
-			u.Close()
-		}
+	other := f.a.Uplinks[0]
+	if other.Name == cut {
+		other = f.a.Uplinks[1]
 	}
-	for range pathTries {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		if s.tcp != nil {
-			break
-		}
-		t, err := f.newTCP(src, dst, false)
-		if err != nil {
-			return err
-		}
-		taken, err := traffic.Taken(f.a.Do, names, pathBurst*tcpRecord, func() error { return t.Burst(pathBurst) })
-		if err != nil {
-			t.Close()
-			return fmt.Errorf("finding the path of a TCP stream: %w", err)
-		}
-		if taken == cut {
-			s.tcp = t
-		} else {
-			t.Close()
-		}
+	udps, err := onUplinks(ctx, f.a, map[string]int{cut: 1, other.Name: 1}, burst*burstSize,
+		func() (*traffic.UDP, error) { return f.newUDP(src, dst) },
+		func(u *traffic.UDP) error { return u.Burst(burst, burstSize) })
+	if err != nil {
+		return err
 	}
-	if s.udp == nil || s.tcp == nil || len(s.controls) == 0 {
-		return fmt.Errorf("of %d sockets between %s and %s not one took the path that was wanted: are both paths used?", pathTries, src, dst)
+	s.udp, s.controls[other.Fabric] = udps[cut][0], udps[other.Name][0]
+	tcps, err := onUplinks(ctx, f.a, map[string]int{cut: 1}, burst*tcpRecord,
+		func() (*traffic.TCP, error) { return f.newTCP(src, dst, false) },
+		func(t *traffic.TCP) error { return t.Burst(burst) })
+	if err != nil {
+		return err
 	}
+	s.tcp = tcps[cut][0]
 	return nil
 }
 
@@ -859,16 +831,6 @@ func (f *failoverBench) locators(fabric string) (src, dst netip.AddrPort) {
 	return f.locator(f.a, fabric), f.locator(f.b, fabric)
 }
 
-// fabricOf is the fabric behind host a's uplink of that name, "" if there is none.
-func (f *failoverBench) fabricOf(uplink string) string {
-	for _, u := range f.a.Uplinks {
-		if u.Name == uplink {
-			return u.Fabric
-		}
-	}
-	return ""
-}
-
 func uplinkNames(h *lab.Host) []string {
 	var names []string
 	for _, u := range h.Uplinks {
@@ -975,7 +937,7 @@ func summarize(runs, repeated []failoverRun) failoverSummary {
 func (s failoverSummary) bars() []bar {
 	list := []bar{}
 	add := func(name string, most, value float64) {
-		list = append(list, bar{Name: name, Most: most, Value: value, Met: value <= most})
+		list = append(list, newBar(name, most, value))
 	}
 	if d := s.FirstAnswerMS; d != nil {
 		add("first answer after idleness, max, ms", 50, d.Max)
@@ -1025,7 +987,7 @@ func (r failoverReport) table(out io.Writer) error {
 		p("repeated for strayed streams\t%d\t\n\n", s.StrayedRuns)
 	}
 	for _, b := range r.Bars {
-		p("%s\t%.1f\tat most %.0f\t%s\t\n", b.Name, b.Value, b.Most, map[bool]string{true: "met", false: "MISSED"}[b.Met])
+		p("%s\n", b)
 	}
 	return w.Flush()
 }

@@ -84,8 +84,8 @@ named after the host behind it.`,
 	}
 	add(groupLab, newUpCommand(), newDownCommand(), newListCommand(), newExecCommand())
 	add(groupFaults, newCutCommand(), newHealCommand(), newImpairCommand())
-	add(groupRuns) // a command that brings up its own lab belongs here: newXxxCommand(), ...
-	root.AddCommand(newRelayCommand())
+	add(groupRuns, newFailoverCommand(), newSoakIdleCommand()) // a command that brings up its own lab belongs here
+	root.AddCommand(newRelayCommand(), newSpinCommand())
 	return root
 }
 

@@ -42,8 +42,8 @@ type TCPConfig struct {
 	Timeout time.Duration
 }
 
-// maxRecords bounds the times kept of a stream that is not paced.
-const maxRecords = 1 << 20
+// maxRecords bounds the times kept of a stream that is not paced; it goes on beyond.
+const maxRecords = 1 << 17
 
 // TCP is a stream of numbered, checked records over a connection, which exists from NewTCP on and is read from then on.
 type TCP struct {

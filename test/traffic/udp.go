@@ -528,3 +528,17 @@ func (u *UDP) FirstArrivalAfter(from time.Duration) (at time.Duration, ok bool) 
 	}
 	return 0, false
 }
+
+// FirstThrough returns when the first packet that was sent after from, and has arrived, was sent and when it arrived; ok is
+// false if there is none.
+func (u *UDP) FirstThrough(from time.Duration) (sent, arrived time.Duration, ok bool) {
+	for seq, at := range u.sent.times() {
+		if time.Duration(at) < from {
+			continue
+		}
+		if a := atomic.LoadInt64(&u.first[seq]); a != 0 {
+			return time.Duration(at), time.Duration(a), true
+		}
+	}
+	return 0, 0, false
+}
