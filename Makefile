@@ -7,9 +7,7 @@ SHELL := /bin/bash
 .NOTPARALLEL:
 MAKEFLAGS += --no-builtin-rules
 
-GOLANGCI_LINT_gofmt = $(shell $(AS_OWNER) $(GO) env GOROOT)/bin/gofmt
-
-VERSION ?= v2.15.0
+GOLANGCI_LINT_VERSION ?= v2.15.0
 CLANG_FORMAT ?= clang-format-19
 BPF2GO_CC ?= clang-19
 BPF2GO_STRIP ?= llvm-strip-19
