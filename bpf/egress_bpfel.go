@@ -40,7 +40,7 @@ const (
 type EgressGroup struct {
 	_         structs.HostLayout
 	FirstPath uint32
-	N_paths   uint32
+	PathCount uint32
 	Peer      uint32
 	Family    uint32
 	Pad       [6]uint64

@@ -44,7 +44,7 @@ __noinline __u32 second_choice(__u32 group, __u32 bucket)
 
 	if (!g || !gs)
 		return PLAIT_MAX_PATHS;
-	for (__u32 j = 0; j < PLAIT_MAX_PATHS && j < g->n_paths; j++)
+	for (__u32 j = 0; j < PLAIT_MAX_PATHS && j < g->path_count; j++)
 		sendable |= (path_sendable_at(g->first_path + j) & 1) << j;
 	if (!sendable)
 		return PLAIT_MAX_PATHS;

@@ -151,7 +151,7 @@ static __always_inline int probe_request(struct probe *p, struct path *path, str
 	p->state = (p->flags & PROBE_STATE) | PROBE_BFD_AUTH;
 	p->your_discr = p->my_discr;
 	p->my_discr = bpf_htonl(PROBE_DISCRIMINATOR);
-	p->report = bpf_htons(live_report(gs, g->first_path, g->n_paths, p->window));
+	p->report = bpf_htons(live_report(gs, g->first_path, g->path_count, p->window));
 	after = csum_add(w[0], csum_add(w[13], w[15]));
 	after = csum_add(after, csum_add((__u32)s->epoch, s->epoch >> 32));
 	before = csum_add(before,
@@ -180,10 +180,10 @@ static __always_inline int probe_reply(const struct probe *p, struct path *path,
 		return R_PROBE_FUTURE;
 	if (round <= ps->newest)
 		return R_PROBE_REPLAYED;
-	live_peer_epoch(gs, path->group, g->first_path, g->n_paths, p->reflector_epoch);
+	live_peer_epoch(gs, path->group, g->first_path, g->path_count, p->reflector_epoch);
 	if ((p->flags & PROBE_MARK) && !(gs->caps & CAP_MARK))
 		__sync_fetch_and_or(&gs->caps, CAP_MARK);
-	err = live_reply(gs, path->group, g->first_path, g->n_paths, path->number, round,
+	err = live_reply(gs, path->group, g->first_path, g->path_count, path->number, round,
 			 bpf_ntohs(p->report));
 	if (err)
 		return err;

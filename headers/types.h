@@ -42,15 +42,15 @@ struct pair6_key {
 
 /*
  * One group is one peer in one address family. Written by the agent only; path numbers in bucket
- * are below n_paths at all times, so a torn update of the table still names a path.
+ * are below path_count at all times, so a torn update of the table still names a path.
  */
 struct group {
 	__u32 first_path; /* index into paths, path_state, path_stats, path_keys */
-	__u32 n_paths;	  /* 1..PLAIT_MAX_PATHS */
+	__u32 path_count;	  /* 1..PLAIT_MAX_PATHS */
 	__u32 peer;	  /* the agent's number of the peer */
 	__u32 family;	  /* AF_INET or AF_INET6 */
 	__u64 pad[6];
-	__u8 bucket[PLAIT_BUCKETS]; /* path number, 0..n_paths-1 */
+	__u8 bucket[PLAIT_BUCKETS]; /* path number, 0..path_count-1 */
 };
 
 _Static_assert(sizeof(struct group) == 320, "struct group is shared with user space");
