@@ -380,7 +380,7 @@ func tcpRelay(t *testing.T, dst func() netip.AddrPort, change func(off int64, b 
 				_, _ = out.Write(b[:n])
 				off += int64(n)
 			}
-			if err == io.EOF {
+			if errors.Is(err, io.EOF) {
 				return
 			}
 			if err != nil {
