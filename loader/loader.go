@@ -146,7 +146,7 @@ func (l *Loader) load(spec func() (*ebpf.CollectionSpec, error), into any) error
 // create makes all maps and publishes their pins in one step.
 func create(bpffs string, sizes maps.Sizes) (err error) {
 	final := dir(bpffs)
-	aside := fmt.Sprintf("%s.new-%d", final, os.Getpid())
+	aside := fmt.Sprintf("%s-new-%d", final, os.Getpid()) // bpffs takes no dots in names
 	if err := os.MkdirAll(Root(bpffs), 0o700); err != nil {
 		return fmt.Errorf("creating pin directory: %w", err)
 	}
@@ -253,7 +253,7 @@ var virtualDrivers = map[string]bool{
 // AttachUplink attaches the ingress program to an uplink, or replaces that of an earlier agent
 // without a gap. Another program's XDP is never replaced: then tcx is used.
 func (l *Loader) AttachUplink(name string, ifindex int, driver string, want Want) (Hook, error) {
-	xdpPin, tcPin := "uplink-"+name+"-xdp", "uplink-"+name+"-tc"
+	xdpPin, tcPin := uplinkPins(name)
 	hook := Hook{Kind: "xdp"}
 	switch {
 	case want == TC:
@@ -292,7 +292,15 @@ func xdpRefusal(err error) string {
 
 // DetachUplink removes the ingress program of an uplink. A missing one is no error.
 func (l *Loader) DetachUplink(name string) error {
-	return errors.Join(l.unpin("uplink-"+name+"-xdp"), l.unpin("uplink-"+name+"-tc"))
+	xdpPin, tcPin := uplinkPins(name)
+	return errors.Join(l.unpin(xdpPin), l.unpin(tcPin))
+}
+
+// uplinkPins names the pins of an uplink. A BPF file system takes no dots in names, and interfaces
+// no colons.
+func uplinkPins(name string) (xdp, tc string) {
+	pin := "uplink-" + strings.ReplaceAll(name, ".", ":")
+	return pin + "-xdp", pin + "-tc"
 }
 
 // Uplinks returns the names of the uplinks whose links are pinned.
@@ -307,7 +315,8 @@ func (l *Loader) Uplinks() ([]string, error) {
 		if !ok {
 			continue
 		}
-		names = append(names, strings.TrimSuffix(strings.TrimSuffix(name, "-xdp"), "-tc"))
+		name = strings.TrimSuffix(strings.TrimSuffix(name, "-xdp"), "-tc")
+		names = append(names, strings.ReplaceAll(name, ":", "."))
 	}
 	return names, nil
 }
