@@ -71,6 +71,7 @@ func up(ctx context.Context, o Options, before func(step string) error) (_ *Lab,
 		}
 	}
 	b.step("file system of the lab", func() error { return mountBPF(l.bpffs()) })
+	b.step("key", l.createKey)
 	b.step("maps", func() error {
 		l.maps, err = l.createMaps()
 		return err

@@ -405,7 +405,7 @@ func plan(o Options) (*Lab, error) {
 		name := fmt.Sprintf("f%d", i)
 		l.Fabrics = append(l.Fabrics, &Fabric{Namespace: l.namespace(name), Name: name, Number: i})
 	}
-	reserved := []string{"lo", "br", "bpf", lockFile}
+	reserved := []string{"lo", "br", "bpf", lockFile} // interfaces of a fabric, files of a lab
 	for n, name := range o.Hosts {
 		if !validHost.MatchString(name) {
 			return nil, fmt.Errorf("host name %q: want at most 8 lower-case letters and digits, a letter first", name)
