@@ -150,7 +150,7 @@ func (p *reader) file(root value) {
 		peer.KeyFile, peer.KeyPos = p.key, p.keyPos
 		if !has["key"] {
 			p.problem(peer.Pos, "add at the top level, for all peers: "+exampleKey+
-				"; or one in this peer", "peer %s has no key", peer.Name)
+				"; or one in this peer", "peer %s has no key", nameOr(peer.Name, i))
 		}
 	}
 }
