@@ -43,7 +43,7 @@ gofmt = $(shell $(AS_OWNER) $(GO) env GOROOT)/bin/gofmt
 VERSION ?= $(shell $(AS_OWNER) git describe --tags --always --dirty 2>/dev/null || echo unknown)
 
 # C sources that people write.
-c_files = find bpf headers test -name '*.[ch]' -not -path '*/testdata/*' -print0
+c_files = find bpf headers test -type f -name '*.[ch]' -not -path '*/testdata/*' -print0
 
 .PHONY: help
 help: ## Print this list
