@@ -28,6 +28,9 @@ type wantPath struct {
 	nextHop netip.Addr // invalid: no route
 }
 
+// sendable says whether the path leads anywhere.
+func (p wantPath) sendable() bool { return p.ifindex != 0 && p.nextHop.IsValid() }
+
 // wantGroup is a peer in one family as it shall be in the maps.
 type wantGroup struct {
 	peer     int // index in config.Peers
@@ -156,12 +159,16 @@ func nextHop(routes *hostnet.Routes, ifindex int, remote, gateway netip.Addr) ne
 	return hop
 }
 
-// probeGroups says what the sender shall probe: the paths in use, with the keys they are signed by.
+// probeGroups says what the sender shall probe: the paths that can be sent on, with the keys that
+// sign their requests.
 func probeGroups(groups []*group, sign func(*group, int) (uint8, probe.Key)) []probe.Group {
 	out := make([]probe.Group, 0, len(groups))
 	for _, g := range groups {
 		pg := probe.Group{Index: g.index}
 		for i, p := range g.want.paths {
+			if !p.sendable() {
+				continue
+			}
 			id, key := sign(g, i)
 			pg.Paths = append(pg.Paths, probe.Path{
 				Index: g.first + uint32(i), Number: uint8(i), Uplink: p.uplink,

@@ -71,7 +71,9 @@ func (t *tables) apply(want []wantGroup) (changed bool, err error) {
 					}
 				}
 			}
-			t.relink(g, w)
+			if t.relink(g, w) {
+				changed = true
+			}
 			groups = append(groups, g)
 			continue
 		}
@@ -146,15 +148,18 @@ func (t *tables) setMultiplier(ps *maps.PathState) {
 	}
 }
 
-// relink follows the host: interfaces and next hops change under paths that stay.
-func (t *tables) relink(g *group, w wantGroup) {
+// relink follows the host: interfaces and next hops change under paths that stay. It reports whether
+// the sender must know.
+func (t *tables) relink(g *group, w wantGroup) (changed bool) {
 	for i, p := range w.paths {
 		at := g.first + uint32(i)
 		if now := t.set.Path(at); now.Ifindex != p.ifindex || now.NextHop != p.nextHop {
 			t.set.SetPathLink(at, p.ifindex, p.nextHop)
 		}
+		changed = changed || g.want.paths[i].sendable() != p.sendable()
 	}
 	g.want = w
+	return changed
 }
 
 // build makes a new group aside, with the liveness of the paths that it shares with the old one, and

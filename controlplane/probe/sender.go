@@ -30,7 +30,7 @@ const (
 // LatenessBounds are the upper bounds in seconds of the buckets of Sender.Lateness.
 var LatenessBounds = []float64{50e-6, 100e-6, 200e-6, 500e-6, 1e-3, 2e-3, 5e-3, 10e-3, 20e-3, 50e-3, 100e-3}
 
-// Path is one path to probe.
+// Path is one path to probe: one with an interface and a next hop.
 type Path struct {
 	Index         uint32 // in maps.Set.PathStates
 	Number        uint8
