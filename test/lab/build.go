@@ -42,6 +42,12 @@ func up(ctx context.Context, o Options, before func(step string) error) (_ *Lab,
 	if err != nil {
 		return nil, fmt.Errorf("building a lab: %w", err)
 	}
+	// Looked at before anything is made: cleaning up would remove what belongs to another directory's lab.
+	for _, ns := range l.namespaces() {
+		if _, err := os.Lstat(ns.Path()); err == nil {
+			return nil, fmt.Errorf("building lab %s: namespace %s: %w", l.Name, ns.Netns, ErrExists)
+		}
+	}
 	unlock, err := l.claim()
 	if err != nil {
 		return nil, err

@@ -65,7 +65,7 @@ func TestUpFailsAtEachStep(t *testing.T) {
 	for i, at := range steps {
 		for _, injected := range []error{errors.New("injected"), errCrash} {
 			t.Run(fmt.Sprintf("%s/%v", at, injected), func(t *testing.T) {
-				o.Name = fmt.Sprintf("fail%d", i)
+				o.Name = fmt.Sprintf("f%dx%d", os.Getpid(), i)
 				l, err := up(t.Context(), o, func(step string) error {
 					if step == at {
 						return injected
@@ -97,7 +97,7 @@ func TestUpFailsAtEachStep(t *testing.T) {
 func TestUpIsCancelled(t *testing.T) {
 	ownDir(t)
 	ctx, cancel := context.WithCancel(t.Context())
-	o := Options{Name: "cancelled"}
+	o := Options{Name: fmt.Sprintf("c%d", os.Getpid())}
 	_, err := up(ctx, o, func(step string) error {
 		if step == "maps" {
 			cancel()

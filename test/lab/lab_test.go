@@ -186,6 +186,11 @@ func TestTwoLabsSideBySide(t *testing.T) {
 	if !errors.Is(err, lab.ErrExists) {
 		t.Errorf("a second lab of that name: %v, want %v", err, lab.ErrExists)
 	}
+	t.Setenv(lab.DirEnv, t.TempDir()) // where the name is free, but namespaces of that name are not
+	_, err = lab.Up(t.Context(), lab.Options{Name: second.Name})
+	if !errors.Is(err, lab.ErrExists) {
+		t.Errorf("a second lab of that name elsewhere: %v, want %v", err, lab.ErrExists)
+	}
 	for range 2 {
 		if err := first.Down(); err != nil {
 			t.Fatal(err)
@@ -287,11 +292,11 @@ func TestDownEndsProcesses(t *testing.T) {
 	eventually(t, func() error {
 		comm, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", polite.Process.Pid))
 		if string(comm) != "sleep\n" {
-			return fmt.Errorf("program %q, %v", comm, err)
+			return fmt.Errorf("program %q: %w", comm, err)
 		}
 		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", stopped.Process.Pid))
 		if !strings.Contains(string(stat), ") T ") {
-			return fmt.Errorf("%q, %v: not stopped", stat, err)
+			return fmt.Errorf("not stopped: %q: %w", stat, err)
 		}
 		return nil
 	})

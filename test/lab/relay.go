@@ -93,7 +93,7 @@ func newRelayPort(port string, prog *ebpf.Program, word *uint64, delay time.Dura
 		return nil, err
 	}
 	var tapIndex int
-	if p.tap, tapIndex, err = openTap("rly-"+port, ln.Attrs().MTU); err != nil {
+	if p.tap, tapIndex, err = openTap(ln.Attrs().MTU); err != nil {
 		return nil, err
 	}
 	if p.sock, err = openPacketSocket(ln.Attrs().Index); err != nil {
@@ -112,12 +112,13 @@ func newRelayPort(port string, prog *ebpf.Program, word *uint64, delay time.Dura
 }
 
 // openTap makes a tap device that goes away with its file.
-func openTap(name string, mtu int) (_ *os.File, index int, err error) {
+func openTap(mtu int) (_ *os.File, index int, err error) {
 	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, 0, fmt.Errorf("opening the tun device: %w", err)
 	}
-	req, err := unix.NewIfreq(name)
+	// The kernel numbers them: a relay inside another process may not have removed its own yet.
+	req, err := unix.NewIfreq("rly%d")
 	if err != nil {
 		_ = unix.Close(fd)
 		return nil, 0, err
@@ -125,8 +126,9 @@ func openTap(name string, mtu int) (_ *os.File, index int, err error) {
 	req.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
 	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, req); err != nil {
 		_ = unix.Close(fd)
-		return nil, 0, fmt.Errorf("creating tap %s: %w", name, err)
+		return nil, 0, fmt.Errorf("creating tap: %w", err)
 	}
+	name := req.Name()
 	// Only now: a poller that is told of the descriptor before it has a device never hears of frames.
 	f := os.NewFile(uintptr(fd), "tap "+name)
 	defer func() {
