@@ -54,34 +54,11 @@ func plaitProgram(given string) (string, error) {
 	return path, nil
 }
 
-// pairConfigs writes a configuration and a key for hosts a and b of l, each the other's peer, and returns the paths of the
-// configurations. Metrics are off.
-func pairConfigs(ctx context.Context, l *lab.Lab, plait string) (paths [2]string, err error) {
-	key, err := exec.CommandContext(ctx, plait, "genkey").Output()
-	if err != nil {
-		// Not wrapped: the exit status of plait is not to become ours.
-		return paths, fmt.Errorf("making a key: %v", err)
-	}
-	hosts := []*lab.Host{l.Host("a"), l.Host("b")}
-	for i, h := range hosts {
-		peer := hosts[1-i]
-		keyFile := filepath.Join(h.RunDir, "site.key")
-		if err := os.WriteFile(keyFile, key, 0o600); err != nil {
-			return paths, fmt.Errorf("writing the key of host %s: %w", h.Name, err)
-		}
-		var b strings.Builder
-		fmt.Fprintf(&b, "host: %s\nidentity: [%q, %q]\nkey: %q\nuplinks:\n", h.Name, h.Identity4, h.Identity6, keyFile)
-		for _, u := range h.Uplinks {
-			fmt.Fprintf(&b, "  - name: %s\n", u.Name)
-		}
-		fmt.Fprintf(&b, "peers:\n  - name: %s\n    identity: [%q, %q]\n    locators:\n", peer.Name, peer.Identity4, peer.Identity6)
-		for _, u := range peer.Uplinks {
-			fmt.Fprintf(&b, "      - %q\n      - %q\n", u.Addr4, u.Addr6)
-		}
-		b.WriteString("metrics: {listen: \"\"}\n")
-		paths[i] = filepath.Join(h.RunDir, "plait.yaml")
-		if err := os.WriteFile(paths[i], []byte(b.String()), 0o600); err != nil {
-			return paths, fmt.Errorf("writing the configuration of host %s: %w", h.Name, err)
+// pairConfigs writes the configurations of hosts a and b of l, as short as a person would write them, and returns their paths.
+func pairConfigs(l *lab.Lab) (paths [2]string, err error) {
+	for i, name := range []string{"a", "b"} {
+		if paths[i], err = l.Host(name).WriteConfig((*lab.Config).Unlabel); err != nil {
+			return paths, err
 		}
 	}
 	return paths, nil
@@ -122,11 +99,11 @@ type agent struct {
 	err   error
 }
 
-// startAgent starts `plait run` in host.
-func startAgent(plait string, host *lab.Host, config string) (*agent, error) {
+// startAgent starts `plait run` in host. It outlives ctx: an agent is ended by stop or kill, in an order that the caller
+// chooses.
+func startAgent(ctx context.Context, plait string, host *lab.Host, config string) (*agent, error) {
 	a := &agent{plait: plait, host: host, log: &tail{}, ended: make(chan struct{})}
-	// Not bound to a context: an agent is ended by stop or kill, in an order that the caller chooses.
-	a.cmd = host.Command(context.Background(), plait, "run", "--config", config)
+	a.cmd = host.Command(context.WithoutCancel(ctx), plait, "run", "--config", config)
 	a.cmd.Stdout, a.cmd.Stderr = a.log, a.log
 	if err := a.cmd.Start(); err != nil {
 		return nil, fmt.Errorf("starting the agent of host %s: %w", host.Name, err)
@@ -142,10 +119,18 @@ func startAgent(plait string, host *lab.Host, config string) (*agent, error) {
 func (a *agent) alive() error {
 	select {
 	case <-a.ended:
-		return fmt.Errorf("agent of host %s ended (%v); its log ends with:\n%s", a.host.Name, a.err, strings.TrimSpace(a.log.String()))
+		return fmt.Errorf("agent of host %s ended (%s); its log ends with:\n%s", a.host.Name, outcome(a.err), strings.TrimSpace(a.log.String()))
 	default:
 		return nil
 	}
+}
+
+// outcome says how a program ended. Its error is not wrapped anywhere: its exit status is not to become plaitlab's.
+func outcome(err error) string {
+	if err == nil {
+		return "exit status 0"
+	}
+	return err.Error()
 }
 
 // signal sends sig to the agent; one that has ended is no error.
@@ -215,8 +200,7 @@ func (a *agent) status(ctx context.Context) (hostStatus, error) {
 	cmd.Stdout, cmd.Stderr = &out, &diag
 	var s hostStatus
 	if err := cmd.Run(); err != nil {
-		// Not wrapped: the exit status of plait is not to become ours.
-		return s, fmt.Errorf("status of host %s: %v: %s", a.host.Name, err, strings.TrimSpace(diag.String()))
+		return s, fmt.Errorf("status of host %s: %s: %s", a.host.Name, outcome(err), strings.TrimSpace(diag.String()))
 	}
 	if err := json.Unmarshal(out.Bytes(), &s); err != nil {
 		return s, fmt.Errorf("status of host %s: %w", a.host.Name, err)
@@ -260,7 +244,7 @@ type pair struct {
 func startPair(ctx context.Context, l *lab.Lab, plait string, configs [2]string) (*pair, error) {
 	p := &pair{lab: l, a: l.Host("a"), b: l.Host("b")}
 	for i, h := range []*lab.Host{p.a, p.b} {
-		a, err := startAgent(plait, h, configs[i])
+		a, err := startAgent(ctx, plait, h, configs[i])
 		if err != nil {
 			return nil, errors.Join(err, p.stop())
 		}

@@ -295,7 +295,7 @@ func failover(ctx context.Context, out, diag io.Writer, o failoverOptions) (err 
 
 	f := &failoverBench{o: o, lab: l, a: l.Host("a"), b: l.Host("b"), diag: diag}
 	if !o.without {
-		configs, err := pairConfigs(ctx, l, o.plait)
+		configs, err := pairConfigs(l)
 		if err != nil {
 			return err
 		}
@@ -791,8 +791,7 @@ func (f *failoverBench) setUpMPTCP(ctx context.Context) error {
 	for _, c := range commands {
 		argv := append([]string{"ip", "mptcp"}, c.args...)
 		if out, err := c.host.Command(ctx, argv...).CombinedOutput(); err != nil {
-			// Not wrapped: the exit status of ip is not to become ours.
-			return fmt.Errorf("%s on host %s: %v: %s", strings.Join(argv, " "), c.host.Name, err, strings.TrimSpace(string(out)))
+			return fmt.Errorf("%s on host %s: %s: %s", strings.Join(argv, " "), c.host.Name, outcome(err), strings.TrimSpace(string(out)))
 		}
 	}
 	return nil
@@ -979,7 +978,7 @@ func (r failoverReport) table(out io.Writer) error {
 		row("later gap, ms", s.LaterGapMS)
 		row("later control gap, ms", s.LaterControlGapMS)
 		row("later TCP stall, ms", s.LaterTCPStallMS)
-		p("TCP connections lost\t%d\t\n", s.TCPConnectionsLost)
+		p("TCP connections lost or stuck\t%d\t\n", s.TCPConnectionsLost)
 		p("wrong packets or records\t%d\t\n", s.Corrupted)
 		p("not recovered in 10 s\t%d\t\n", s.NotRecovered)
 		p("repeated for noise\t%d\t\n", s.RepeatedRuns)

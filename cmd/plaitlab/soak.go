@@ -227,7 +227,7 @@ func soak(ctx context.Context, out, diag io.Writer, o soakOptions) (err error) {
 		return fmt.Errorf("bringing the lab up: %w", err)
 	}
 	defer func() { err = errors.Join(err, l.Down()) }()
-	configs, err := pairConfigs(ctx, l, o.plait)
+	configs, err := pairConfigs(l)
 	if err != nil {
 		return err
 	}
