@@ -48,6 +48,7 @@ func (d *document) warning(at Pos, right, format string, args ...any) {
 const (
 	maxLine  = 4096 // bytes; bounds how deep a line can nest
 	maxDepth = 16   // of brackets; the schema needs four
+	maxKeys  = 100  // of one mapping; the schema needs eight
 )
 
 // open parses the text. ok is false if there is no mapping to walk; the reasons are among the problems.
@@ -121,12 +122,26 @@ func (d *document) syntax(text string) (f *ast.File, err error) {
 	return parser.Parse(tokens, 0, parser.AllowDuplicateMapKey())
 }
 
-// refuse reports syntax that plait does not use, and nesting that could exhaust the parser's stack.
+// refuse reports syntax that plait does not use, and what could take the parser too much stack (nesting) or time (its
+// time for a mapping in lines is quadratic).
 func (d *document) refuse(tokens token.Tokens) bool {
 	before := len(d.problems)
 	depth := 0
+	var keys []int // of the mappings in lines that are open here, by column
 	for _, tk := range tokens {
 		what := ""
+		if tk.Type == token.MappingValueType && tk.Prev != nil && depth == 0 {
+			column := max(tk.Prev.Position.Column, 1)
+			for len(keys) <= column {
+				keys = append(keys, 0)
+			}
+			keys = keys[:column+1]
+			if keys[column]++; keys[column] > maxKeys {
+				d.problem(tokenPos(tk.Prev, ""), "start from the reference file, packaging/plait.yaml",
+					"more than %d keys: this is no configuration", maxKeys)
+				return true
+			}
+		}
 		switch tk.Type {
 		case token.AnchorType:
 			what = "anchors (&) are not used here"
@@ -140,6 +155,8 @@ func (d *document) refuse(tokens token.Tokens) bool {
 			what = "directives (%) are not used here"
 		case token.MappingKeyType:
 			what = "complex keys (?) are not used here"
+		case token.SequenceEntryType:
+			keys = keys[:min(len(keys), max(tk.Position.Column, 0)+1)]
 		case token.SequenceStartType, token.MappingStartType:
 			if depth++; depth == maxDepth+1 {
 				what = "brackets are nested too deep"

@@ -19,7 +19,7 @@ type Pos struct {
 }
 
 // Problem is one thing that is wrong with a file. It is an error.
-type Problem struct {
+type Problem struct { //nolint:errname // it is a value first, and what the documentation calls it
 	File string
 	Pos
 	What  string // what is wrong
@@ -41,7 +41,7 @@ func (p Problem) Error() string {
 }
 
 // Problems are all the problems of a file, in its order. They are an error if there is at least one.
-type Problems []Problem
+type Problems []Problem //nolint:errname // as Problem
 
 // Error returns one line for each problem.
 func (p Problems) Error() string {
