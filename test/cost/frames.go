@@ -143,10 +143,8 @@ func refill(f []byte, family maps.Family, path uint32) (r bpf.RefillTCRefill) {
 		return r
 	}
 	r.UdpSource, r.UdpDest, r.UdpCheck = le.Uint16(f[l4:]), le.Uint16(f[l4+2:]), le.Uint16(f[l4+6:])
-	r.VersState = le.Uint16(f[p:])
+	r.Head, r.Auth = le.Uint32(f[p:]), le.Uint64(f[p+offAuth:])
 	r.MyDiscr, r.YourDiscr = le.Uint32(f[p+offDiscr:]), le.Uint32(f[p+offDiscr+4:])
-	r.KeyFlags, r.Report = le.Uint16(f[p+offKeyFlags:]), le.Uint16(f[p+offReport:])
-	r.VersionWindow = le.Uint16(f[p+offVersion:])
 	r.Round, r.Tag = le.Uint64(f[p+offRound:]), le.Uint64(f[p+offTag:])
 	r.ReflectorEpoch = le.Uint64(f[p+offReflector:])
 	return r

@@ -101,7 +101,7 @@ func world(peers uint32) (*plane.Plane, error) {
 
 func addPeer(s *maps.Set, p peer) error {
 	g := s.Groups.At(p.group)
-	g.FirstPath, g.N_paths, g.Peer, g.Family = p.first, pathsPerPeer, p.group/2, uint32(p.family)
+	g.FirstPath, g.PathCount, g.Peer, g.Family = p.first, pathsPerPeer, p.group/2, uint32(p.family)
 	// All buckets name the path whose locators are the identities.
 	gs := s.GroupStates.At(p.group)
 	gs.Fresh, gs.Up, gs.Caps = 1<<pathsPerPeer-1, 1<<pathsPerPeer-1, maps.CapMark

@@ -2,8 +2,8 @@
 /*
  * Test-run repeats a program on the packet as the last run left it. The refill program puts the
  * fields back that a run reads and changes, then tail-calls the program; what it costs itself is
- * measured with an empty program in that place. Each field is written with the width with which
- * the program reads it, so that the processor forwards the store.
+ * measured with an empty program in that place. A field is written at least as wide as the program
+ * reads it, so that the processor forwards the store.
  */
 #ifndef PLAIT_COST_REFILL_H
 #define PLAIT_COST_REFILL_H
@@ -20,26 +20,24 @@
 /* What to put back. */
 #define REFILL_HOP 1	   /* hop limit */
 #define REFILL_ADDRESSES 2 /* locators or identities */
-#define REFILL_PROBE 4	   /* round, tag, and the path's number */
+#define REFILL_PROBE 4	   /* what differs between rounds and paths */
 #define REFILL_REFLECTED 8 /* whatever else a reflection changes, and the rate limit's count */
 
 struct refill {
 	__u64 round;
 	__u64 tag;
 	__u64 reflector_epoch;
+	__u64 auth; /* the first word of the authentication section */
 	__u32 source[4];
 	__u32 dest[4];
 	__u32 my_discr;
 	__u32 your_discr;
 	__u32 path;
+	__u32 head; /* the first word of the BFD packet */
 	__u16 hop; /* with the protocol that shares its word */
 	__u16 udp_source;
 	__u16 udp_dest;
 	__u16 udp_check;
-	__u16 vers_state;
-	__u16 key_flags;
-	__u16 report;
-	__u16 version_window;
 };
 
 _Static_assert(sizeof(struct refill) == 88, "struct refill is shared with user space");
@@ -113,7 +111,7 @@ static __always_inline void refill_packet(void *data, void *data_end)
 			return;
 		*(volatile __u32 *)(data + probe + 4) = f->my_discr;
 		*(volatile __u32 *)(data + probe + 8) = f->your_discr;
-		*(volatile __u16 *)(data + probe + 28) = f->version_window;
+		*(volatile __u64 *)(data + probe + 24) = f->auth;
 		*(volatile __u64 *)(data + probe + 40) = f->round;
 		*(volatile __u64 *)(data + probe + 56) = f->tag;
 	}
@@ -127,9 +125,7 @@ static __always_inline void refill_packet(void *data, void *data_end)
 		*(volatile __u16 *)(data + l4) = f->udp_source;
 		*(volatile __u16 *)(data + l4 + 2) = f->udp_dest;
 		*(volatile __u16 *)(data + l4 + 6) = f->udp_check;
-		*(volatile __u16 *)(data + probe) = f->vers_state;
-		*(volatile __u16 *)(data + probe + 26) = f->key_flags;
-		*(volatile __u16 *)(data + probe + 30) = f->report;
+		*(volatile __u32 *)(data + probe) = f->head;
 		*(volatile __u64 *)(data + probe + 48) = f->reflector_epoch;
 	}
 }

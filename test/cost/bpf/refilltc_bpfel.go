@@ -49,20 +49,17 @@ type RefillTCRefill struct {
 	Round          uint64
 	Tag            uint64
 	ReflectorEpoch uint64
+	Auth           uint64
 	Source         [4]uint32
 	Dest           [4]uint32
 	MyDiscr        uint32
 	YourDiscr      uint32
 	Path           uint32
+	Head           uint32
 	Hop            uint16
 	UdpSource      uint16
 	UdpDest        uint16
 	UdpCheck       uint16
-	VersState      uint16
-	KeyFlags       uint16
-	Report         uint16
-	VersionWindow  uint16
-	_              [4]byte
 }
 
 // Names of all BPF objects in the ELF.
