@@ -653,11 +653,16 @@ type block struct {
 
 func blocks(markdown string) []block {
 	var out []block
-	re := regexp.MustCompile("(?ms)^```yaml\n(.*?)^```\n(?:\n(?:[^\n`#][^\n]*\n)*\n?```text\n(.*?)^```\n)?")
+	re := regexp.MustCompile("(?ms)^( *)```yaml\n(.*?)^ *```\n(?:\n(?:[^\n`#][^\n]*\n)*\n?```text\n(.*?)^```\n)?")
 	for _, m := range re.FindAllStringSubmatchIndex(markdown, -1) {
-		b := block{line: strings.Count(markdown[:m[0]], "\n") + 1, text: markdown[m[2]:m[3]]}
-		if m[4] >= 0 {
-			b.next = markdown[m[4]:m[5]]
+		// A block within a list is indented as the list is.
+		indent := regexp.MustCompile("(?m)^" + markdown[m[2]:m[3]])
+		b := block{
+			line: strings.Count(markdown[:m[0]], "\n") + 1,
+			text: indent.ReplaceAllString(markdown[m[4]:m[5]], ""),
+		}
+		if m[6] >= 0 {
+			b.next = markdown[m[6]:m[7]]
 		}
 		out = append(out, b)
 	}

@@ -6,26 +6,22 @@ import (
 	"github.com/plait-net/plait/controlplane/keys"
 )
 
-// LoadKeys reads the key files of all peers and returns the keys by the peers' names. Each file is read once. The error is
+// LoadKeys reads the key files of all peers, each file once, and returns the keys in the order of the peers. The error is
 // a Problems, with one problem for each file that cannot be used, at the place where the configuration names it.
-func (c *Config) LoadKeys() (map[string]keys.Ring, error) {
-	type result struct {
-		ring keys.Ring
-		err  error
-	}
-	files := make(map[string]result)
-	rings := make(map[string]keys.Ring, len(c.Peers))
+func (c *Config) LoadKeys() ([]keys.Ring, error) {
+	files := make(map[string]keys.Ring)
+	rings := make([]keys.Ring, len(c.Peers))
 	var problems Problems
-	for _, p := range c.Peers {
-		r, known := files[p.KeyFile]
+	for i, p := range c.Peers {
+		ring, known := files[p.KeyFile]
 		if !known {
-			r.ring, r.err = keys.Load(p.KeyFile)
-			files[p.KeyFile] = r
-			if r.err != nil {
-				problems = append(problems, c.Problem(p.KeyPos, r.err.Error(), ""))
+			var err error
+			if ring, err = keys.Load(p.KeyFile); err != nil {
+				problems = append(problems, c.Problem(p.KeyPos, err.Error(), ""))
 			}
+			files[p.KeyFile] = ring
 		}
-		rings[p.Name] = r.ring
+		rings[i] = ring
 	}
 	if len(problems) > 0 {
 		problems.Sort()

@@ -135,7 +135,7 @@ func Load(path string) (Ring, error) {
 	// Without O_NONBLOCK the open of a FIFO would wait for its writer.
 	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("%s: %w; make one with: plait genkey, and copy it to the peers", path, ErrMissing)
+		return nil, fmt.Errorf("%s: %w; make it with: plait genkey %s, and copy it to the peers", path, ErrMissing, path)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("opening the key file: %w", err)
@@ -146,7 +146,7 @@ func Load(path string) (Ring, error) {
 		return nil, fmt.Errorf("opening the key file: %w", err)
 	}
 	if !info.Mode().IsRegular() {
-		return nil, fmt.Errorf("%s: %w; name a file, made with: plait genkey", path, ErrIrregular)
+		return nil, fmt.Errorf("%s: %w; name a file, as plait genkey FILE makes it", path, ErrIrregular)
 	}
 	if st, ok := info.Sys().(*syscall.Stat_t); !ok || st.Uid != 0 && int(st.Uid) != os.Geteuid() {
 		return nil, fmt.Errorf("%s: %w; run: chown root %s", path, ErrOwner, path)

@@ -245,11 +245,11 @@ func TestLoad(t *testing.T) {
 		is   error
 		want string // after the path
 	}{
-		{path("none"), ErrMissing, ": the key file does not exist; make one with: plait genkey, and copy it to the peers"},
-		{path("dangling"), ErrMissing, ": the key file does not exist; make one with: plait genkey, and copy it to the peers"},
-		{path("directory"), ErrIrregular, ": the key file is not a regular file; name a file, made with: plait genkey"},
-		{path("fifo"), ErrIrregular, ": the key file is not a regular file; name a file, made with: plait genkey"},
-		{"/dev/null", ErrIrregular, ": the key file is not a regular file; name a file, made with: plait genkey"},
+		{path("none"), ErrMissing, ": the key file does not exist; make it with: plait genkey " + path("none") + ", and copy it to the peers"},
+		{path("dangling"), ErrMissing, ": the key file does not exist; make it with: plait genkey " + path("dangling") + ", and copy it to the peers"},
+		{path("directory"), ErrIrregular, ": the key file is not a regular file; name a file, as plait genkey FILE makes it"},
+		{path("fifo"), ErrIrregular, ": the key file is not a regular file; name a file, as plait genkey FILE makes it"},
+		{"/dev/null", ErrIrregular, ": the key file is not a regular file; name a file, as plait genkey FILE makes it"},
 		{write("group", 0o640, good), ErrReadable, ": the key file is readable or writable by others than its owner (mode 0640); run: chmod 600 " + path("group")},
 		{write("others", 0o604, good), ErrReadable, ": the key file is readable or writable by others than its owner (mode 0604); run: chmod 600 " + path("others")},
 		{write("writable", 0o602, good), ErrReadable, ": the key file is readable or writable by others than its owner (mode 0602); run: chmod 600 " + path("writable")},
