@@ -84,9 +84,19 @@ named after the host behind it.`,
 	}
 	add(groupLab, newUpCommand(), newDownCommand(), newListCommand(), newExecCommand())
 	add(groupFaults, newCutCommand(), newHealCommand(), newImpairCommand())
-	add(groupRuns, newFailoverCommand(), newSoakIdleCommand()) // a command that brings up its own lab belongs here
+	add(groupRuns, newFailoverCommand(), newSoakIdleCommand(), newBenchCommand()) // what brings up its own lab belongs here
 	root.AddCommand(newRelayCommand(), newSpinCommand())
 	return root
+}
+
+// newBenchCommand returns the parent of all benchmarks.
+func newBenchCommand() *cobra.Command {
+	bench := &cobra.Command{
+		Use:   "bench",
+		Short: "Measure plait against its bars",
+	}
+	bench.AddCommand(newCostCommand())
+	return bench
 }
 
 const (
