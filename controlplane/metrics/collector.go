@@ -65,7 +65,7 @@ func newCollector(src Source, log *slog.Logger) *collector {
 		health:           desc("health", "1 for the state that the host is in: ok, degraded (every peer is reachable, something is missing), broken (a peer is not).", "state"),
 		collectionErrors: desc("collection_errors_total", "Scrapes that could not read the maps."),
 		peerReachable:    desc("peer_reachable", "Whether the peer can be reached on any path.", "peer", "family"),
-		dropped:          desc("packets_dropped_total", "Packets to or from peers that were dropped.", "reason"),
+		dropped:          desc("packets_dropped_total", "Packets on plait0 and translated packets on uplinks that were dropped.", "reason"),
 		refused:          desc("probes_refused_total", "Probes that changed nothing and were dropped.", "reason"),
 		counted:          desc("packets_noted_total", "Packets that were remarkable, but were not dropped.", "reason"),
 		mapEntries:       desc("map_entries", "Entries in use of a kernel map.", "map"),
@@ -79,7 +79,7 @@ func newCollector(src Source, log *slog.Logger) *collector {
 		mtu:     desc("uplink_mtu_bytes", "MTU of the uplink; 0 if the interface is missing.", up...),
 		hook:    desc("uplink_hook_info", "Where the ingress program of the uplink runs: xdp, tc or none; always 1.", "uplink", "hook"),
 		packets: desc("uplink_packets_total", "Translated packets of all paths of the uplink.", "uplink", "direction"),
-		bytes:   desc("uplink_bytes_total", "Bytes of translated packets of all paths of the uplink, IP headers included.", "uplink", "direction"),
+		bytes:   desc("uplink_bytes_total", "Bytes of translated packets of all paths of the uplink, Ethernet headers included.", "uplink", "direction"),
 	}
 	p := []string{"peer", "family", "uplink", "local", "remote"}
 	pd := append(append([]string{}, p...), "direction")
@@ -93,12 +93,12 @@ func newCollector(src Source, log *slog.Logger) *collector {
 		share:       desc("path_share_ratio", "Share of the peer's flows that belong to the path, 0 to 1.", p...),
 		probes:      desc("path_probes_sent_total", "Probes sent.", p...),
 		replies:     desc("path_replies_total", "Valid answers to our probes.", p...),
-		requests:    desc("path_requests_total", "Valid probes of the peer that were answered.", p...),
+		requests:    desc("path_requests_total", "Valid probes of the peer that were answered here.", p...),
 		transitions: desc("path_transitions_total", "Times that the path stopped answering.", p...),
 		congested:   desc("path_congested_total", "Times that the path stopped answering and was back within 100 ms.", p...),
-		flaps:       desc("path_flaps", "Transitions that still lengthen the hold-down of the path.", p...),
+		flaps:       desc("path_flaps", "Transitions that count as flaps: congestion does not.", p...),
 		packets:     desc("path_packets_total", "Translated packets.", pd...),
-		bytes:       desc("path_bytes_total", "Bytes of translated packets, IP headers included.", pd...),
+		bytes:       desc("path_bytes_total", "Bytes of translated packets, Ethernet headers included.", pd...),
 		moved:       desc("path_moved_packets_total", "Packets sent here because the path that they belong to could not be used.", p...),
 	}
 	if src.Sender != nil {

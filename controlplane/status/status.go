@@ -134,12 +134,12 @@ type Path struct {
 	Share       float64 `json:"share"`       // 0..1 of the group's buckets
 	Transitions uint64  `json:"transitions"` // times it stopped answering
 	Congested   uint64  `json:"congested"`   // of those, how often it answered again within 100 ms
-	Flaps       uint64  `json:"flaps"`       // of those, how many still lengthen the hold-down
+	Flaps       uint64  `json:"flaps"`       // of those, how many count as flaps: congestion does not
 	ProbesSent  uint64  `json:"probes_sent"`
 	Replies     uint64  `json:"replies"`  // to our probes
 	Requests    uint64  `json:"requests"` // the peer's probes that were answered here
 
-	// Translated traffic; bytes with IP headers.
+	// Translated traffic; bytes with Ethernet headers, those of a GSO super-packet once.
 	TxPackets uint64 `json:"tx_packets"`
 	TxBytes   uint64 `json:"tx_bytes"`
 	RxPackets uint64 `json:"rx_packets"`
@@ -357,7 +357,7 @@ func (t *taker) peer(name string, sg state.Group, g maps.Group) Peer {
 	default:
 		p.State = PeerUp
 	}
-	if p.State == PeerUnreachable {
+	if p.State == PeerUnreachable && answering == 0 {
 		p.Since = t.now.at(all.sampled)
 	}
 	return p

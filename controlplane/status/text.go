@@ -52,16 +52,23 @@ func table(w io.Writer, header string, rows [][]string) {
 	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
 	fmt.Fprintln(t, strings.Join(strings.Fields(header), "\t"))
 	for _, r := range rows[:min(len(rows), maxRows)] {
-		// No tab after the last cell with text: nothing trails.
-		for len(r) > 1 && r[len(r)-1] == "" {
-			r = r[:len(r)-1]
-		}
 		fmt.Fprintln(t, strings.Join(r, "\t"))
 	}
 	_ = t.Flush() // the writer below keeps its error
 	if n := len(rows) - maxRows; n > 0 {
 		fmt.Fprintf(w, "... and %d more; all of them: plait status -o json\n", n)
 	}
+}
+
+// worstFirst moves rows up whose given column has one of the words, since a table may be cut short.
+func worstFirst(rows [][]string, column int, words ...string) {
+	rank := func(row []string) int {
+		if i := slices.Index(words, row[column]); i >= 0 {
+			return i
+		}
+		return len(words)
+	}
+	slices.SortStableFunc(rows, func(a, b []string) int { return rank(a) - rank(b) })
 }
 
 func (s *Status) writeHost(w io.Writer) {
@@ -97,9 +104,13 @@ func (s *Status) writeUplinks(w io.Writer) {
 		for _, a := range u.Locators {
 			locators = append(locators, a.String())
 		}
+		mtu := "-"
+		if u.Ifindex != 0 {
+			mtu = fmt.Sprint(u.MTU)
+		}
 		rows = append(rows, []string{
-			u.Name, string(u.State), fmt.Sprint(u.MTU), orDash(u.Hook), orDash(strings.Join(locators, " ")),
-			bytesOf(u.TxBytes), bytesOf(u.RxBytes), u.Problem,
+			u.Name, string(u.State), mtu, orDash(u.Hook), orDash(strings.Join(locators, " ")),
+			bytesOf(u.TxBytes), bytesOf(u.RxBytes),
 		})
 		if u.HookWhy != "" {
 			if why[u.HookWhy] == nil {
@@ -133,10 +144,11 @@ func (s *Status) writePeers(w io.Writer) {
 		}
 		rows = append(rows, []string{
 			p.Name, orDash(family(p.Family)), string(p.State), s.short(p.Since),
-			fmt.Sprintf("%d/%d", up, len(p.Paths)), identity, p.Problem,
+			fmt.Sprintf("%d/%d", up, len(p.Paths)), identity,
 		})
 	}
 	if len(s.Peers) > manyPeers {
+		worstFirst(rows, 2, string(PeerUnreachable), string(PeerUnreached))
 		fmt.Fprintf(w, "\n%d of %d peers and families are up.", len(s.Peers)-len(rows), len(s.Peers))
 		if len(rows) == 0 {
 			fmt.Fprintln(w)
@@ -178,21 +190,30 @@ func (s *Status) writePaths(w io.Writer) {
 			fmt.Fprintln(w)
 			return
 		}
+		worstFirst(rows, 4, string(PathDown))
 		fmt.Fprint(w, " Those in hold-down or down:")
 	}
 	table(w, "PEER UPLINK LOCAL REMOTE STATE FOR RTT LOSS SHARE MULT LOST", rows)
 }
 
 func (s *Status) pathRow(peer string, p *Path) []string {
-	row := []string{
-		peer, p.Uplink, p.Local.String(), p.Remote.String(), string(p.State), s.short(p.Since),
-		"-", "-", percent(p.Share), "-", "-",
-	}
-	if p.RTT > 0 {
-		row[6] = milliseconds(p.RTT)
+	// What a path that is down measured before it fell would only mislead.
+	rtt, loss, share, multiplier, lost := "-", "-", "-", "-", "-"
+	if p.State == PathUp || p.State == PathFresh {
+		loss, share = percent(p.Loss), percent(p.Share)
+		if p.RTT > 0 {
+			rtt = milliseconds(p.RTT)
+		}
 	}
 	if p.State != PathUnreached {
-		row[7], row[9], row[10] = percent(p.Loss), fmt.Sprint(p.Multiplier), fmt.Sprint(p.Transitions)
+		multiplier, lost = fmt.Sprint(p.Multiplier), fmt.Sprint(p.Transitions)
+	}
+	row := []string{
+		peer, p.Uplink, p.Local.String(), p.Remote.String(), string(p.State), s.short(p.Since),
+		rtt, loss, share, multiplier, lost,
+	}
+	if !p.NextHop.IsValid() {
+		row = append(row, "no route")
 	}
 	return row
 }
