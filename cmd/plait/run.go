@@ -94,7 +94,7 @@ plait run would refuse.`,
 			if err != nil {
 				return err
 			}
-			_, keyErr := agent.LoadKeys(cfg)
+			_, keyErr := cfg.LoadKeys()
 			host, err := hostnet.New(slog.New(slog.DiscardHandler))
 			if err != nil {
 				return err

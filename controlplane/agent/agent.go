@@ -89,7 +89,7 @@ func Start(opt Options) (_ *Agent, err error) {
 	if err = CheckHost(a.host); err != nil {
 		return nil, err
 	}
-	if a.rings, err = LoadKeys(a.cfg); err != nil {
+	if a.rings, err = a.cfg.LoadKeys(); err != nil {
 		return nil, err
 	}
 	old, err := state.Read(opt.RunDir)
@@ -277,7 +277,6 @@ func (a *Agent) keepTime(ctx context.Context) error {
 			if nextSecond <= now {
 				nextSecond = now + second
 			}
-			// The carrier of an interface that came and went between two looks.
 		}
 	}
 }

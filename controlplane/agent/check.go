@@ -10,7 +10,6 @@ import (
 
 	"github.com/plait-net/plait/controlplane/config"
 	"github.com/plait-net/plait/controlplane/hostnet"
-	"github.com/plait-net/plait/controlplane/keys"
 	"github.com/plait-net/plait/maps"
 )
 
@@ -39,32 +38,6 @@ func CheckHost(h *hostnet.Host) error {
 		}
 	}
 	return errors.Join(errs...)
-}
-
-// LoadKeys reads the key files of all peers, each file once. Problems name the place in the
-// configuration.
-func LoadKeys(cfg *config.Config) ([]keys.Ring, error) {
-	var problems config.Problems
-	byFile := map[string]keys.Ring{}
-	failed := map[string]bool{}
-	rings := make([]keys.Ring, len(cfg.Peers))
-	for i, p := range cfg.Peers {
-		ring, ok := byFile[p.KeyFile]
-		if !ok && !failed[p.KeyFile] {
-			var err error
-			if ring, err = keys.Load(p.KeyFile); err != nil {
-				failed[p.KeyFile] = true
-				problems = append(problems, cfg.Problem(p.KeyPos, err.Error(), ""))
-				continue
-			}
-			byFile[p.KeyFile] = ring
-		}
-		rings[i] = ring
-	}
-	if len(problems) > 0 {
-		return nil, problems
-	}
-	return rings, nil
 }
 
 // HostWarnings returns what the world has not brought yet: nothing that stops run, but uplinks and

@@ -39,7 +39,7 @@ type pathRuntime struct {
 
 	sampled uint64 // round of the last RTT sample taken
 
-	probes, replies [lossWindow + 1]uint64 // ring, one a second
+	probes, replies [lossWindow]uint64 // ring, one a second
 	slot            int
 }
 
