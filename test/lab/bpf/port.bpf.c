@@ -80,8 +80,8 @@ struct {
 /* Set before loading; each port has its own copy of the programs. */
 const volatile __u32 this_fabric = 0; /* number from 0 */
 const volatile __u32 this_port = 0;
-const volatile __u32 is_flat =
-	0; /* 1: hosts share the subnet, the host's number is in the last bytes */
+/* 1: hosts share the subnet, and their number is in the last byte of an address */
+const volatile __u32 is_flat = 0;
 
 struct arp_ipv4 {
 	__be16 htype;
