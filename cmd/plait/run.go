@@ -41,7 +41,8 @@ plane then goes on as it is. plait down takes it off.`,
 			if err := lv.UnmarshalText([]byte(level)); err != nil {
 				return fmt.Errorf("--log-level is %q: debug, info, warn or error", level)
 			}
-			log := slog.New(slog.NewTextHandler(e.stderr, &slog.HandlerOptions{Level: lv}))
+			logs := metrics.CountLogs(slog.NewTextHandler(e.stderr, &slog.HandlerOptions{Level: lv}))
+			log := slog.New(logs)
 			cfg, err := config.Load(file)
 			if err != nil {
 				return err
@@ -50,25 +51,34 @@ plane then goes on as it is. plait down takes it off.`,
 				log.Warn(w.Error())
 			}
 			var server *metrics.Server
-			a, err := agent.Start(agent.Options{Config: cfg, BPFFS: p.bpffs, RunDir: p.runDir, Version: buildVersion(), Log: log})
+			a, err := agent.Start(agent.Options{
+				Config: cfg, BPFFS: p.bpffs, RunDir: p.runDir, Version: buildVersion(), Log: log,
+				Before: func() (err error) {
+					if cfg.MetricsListen == "" {
+						return nil
+					}
+					if server, err = metrics.Listen(cfg.MetricsListen); err != nil {
+						return cfg.Problem(cfg.MetricsPos, err.Error(), `choose another address, or "" for none`)
+					}
+					return nil
+				},
+			})
 			if err != nil {
 				return err
 			}
 			defer a.Close()
-			if cfg.MetricsListen != "" {
-				if server, err = metrics.Listen(cfg.MetricsListen, metrics.Source{
-					Status:  func() (*status.Status, error) { return status.Take(a.Set(), a.State(), true) },
-					Sender:  a.Sender(),
-					Version: buildVersion(),
-				}, log); err != nil {
-					return cfg.Problem(cfg.MetricsPos, err.Error(), "choose another address, or \"\" for none")
-				}
-			}
 			log.Info("running", "host", cfg.Host, "version", buildVersion())
 			group, ctx := errgroup.WithContext(cmd.Context())
 			group.Go(func() error { return a.Run(ctx) })
 			if server != nil {
-				group.Go(func() error { return server.Run(ctx) })
+				group.Go(func() error {
+					return server.Run(ctx, metrics.Source{
+						Status:  func() (*status.Status, error) { return status.Take(a.Set(), a.State(), true) },
+						Sender:  a.Sender(),
+						Logs:    logs,
+						Version: buildVersion(),
+					}, log)
+				})
 			}
 			err = group.Wait()
 			log.Info("stopped; the data plane goes on as it is")

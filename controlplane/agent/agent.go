@@ -39,6 +39,10 @@ type Options struct {
 	RunDir  string
 	Version string
 	Log     *slog.Logger
+
+	// Before, if set, is called once all that can be checked is right and nothing has been changed
+	// yet. Its error stops Start.
+	Before func() error
 }
 
 // Agent is a running control plane.
@@ -95,6 +99,14 @@ func Start(opt Options) (_ *Agent, err error) {
 	old, err := state.Read(opt.RunDir)
 	if err != nil && !errors.Is(err, state.ErrNone) {
 		return nil, fmt.Errorf("%w; `plait down` removes it", err)
+	}
+	if err = loader.CheckBPFFS(opt.BPFFS); err != nil {
+		return nil, err
+	}
+	if opt.Before != nil {
+		if err = opt.Before(); err != nil {
+			return nil, err
+		}
 	}
 	a.number = numberUplinks(a.cfg, old)
 	if a.loader, err = loader.Open(opt.BPFFS, maps.DefaultSizes, a.log); err != nil {

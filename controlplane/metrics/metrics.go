@@ -69,21 +69,29 @@ func NewRegistry(src Source, log *slog.Logger) (*prometheus.Registry, error) {
 }
 
 // Server serves /metrics.
-type Server struct {
-	listener net.Listener
-	http     *http.Server
-}
+type Server struct{ listener net.Listener }
 
-// Listen opens the address, so that a bad one is an error now and not at the first scrape. The Server
-// must be Run or Closed.
-func Listen(address string, src Source, log *slog.Logger) (*Server, error) {
-	r, err := NewRegistry(src, log)
-	if err != nil {
-		return nil, err
-	}
+// Listen opens the address, so that a bad one is known before anything is changed. The Server must be
+// Run or Closed.
+func Listen(address string) (*Server, error) {
 	l, err := net.Listen("tcp", address)
 	if err != nil {
 		return nil, fmt.Errorf("listening for metrics on %q: %w", address, err)
+	}
+	return &Server{l}, nil
+}
+
+// Addr is the address that is served, with the port that the kernel chose for port 0.
+func (s *Server) Addr() net.Addr { return s.listener.Addr() }
+
+// String names the task.
+func (s *Server) String() string { return "metrics server" }
+
+// Run serves what src says until ctx ends.
+func (s *Server) Run(ctx context.Context, src Source, log *slog.Logger) error {
+	r, err := NewRegistry(src, log)
+	if err != nil {
+		return errors.Join(err, s.Close())
 	}
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(r, promhttp.HandlerOpts{
@@ -95,7 +103,7 @@ func Listen(address string, src Source, log *slog.Logger) (*Server, error) {
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
 		fmt.Fprintln(w, "plait serves its metrics at /metrics")
 	})
-	return &Server{l, &http.Server{
+	server := &http.Server{
 		Handler:           mux,
 		ReadHeaderTimeout: readTimeout,
 		ReadTimeout:       readTimeout,
@@ -103,19 +111,9 @@ func Listen(address string, src Source, log *slog.Logger) (*Server, error) {
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    64 << 10,
 		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
-	}}, nil
-}
-
-// Addr is the address that is served, with the port that the kernel chose for port 0.
-func (s *Server) Addr() net.Addr { return s.listener.Addr() }
-
-// String names the task.
-func (s *Server) String() string { return "metrics server" }
-
-// Run serves until ctx ends.
-func (s *Server) Run(ctx context.Context) error {
+	}
 	done := make(chan error, 1)
-	go func() { done <- s.http.Serve(s.listener) }()
+	go func() { done <- server.Serve(s.listener) }()
 	select {
 	case err := <-done:
 		return fmt.Errorf("serving metrics: %w", err)
@@ -124,8 +122,8 @@ func (s *Server) Run(ctx context.Context) error {
 	// Its own context: the other has ended.
 	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
 	defer cancel()
-	if err := s.http.Shutdown(stop); err != nil {
-		_ = s.http.Close() // a scrape that would not end is cut off
+	if err := server.Shutdown(stop); err != nil {
+		_ = server.Close() // a scrape that would not end is cut off
 	}
 	if err := <-done; !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("serving metrics: %w", err)

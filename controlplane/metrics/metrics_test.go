@@ -203,16 +203,16 @@ func TestDocumented(t *testing.T) {
 }
 
 func TestServer(t *testing.T) {
-	s, err := Listen("127.0.0.1:0", source(busy(t)), slog.New(slog.DiscardHandler))
+	s, err := Listen("127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	done := make(chan error, 1)
-	go func() { done <- s.Run(ctx) }()
+	go func() { done <- s.Run(ctx, source(busy(t)), slog.New(slog.DiscardHandler)) }()
 
-	if _, err := Listen(s.Addr().String(), source(busy(t)), slog.New(slog.DiscardHandler)); !errors.Is(err, unix.EADDRINUSE) ||
+	if _, err := Listen(s.Addr().String()); !errors.Is(err, unix.EADDRINUSE) ||
 		!strings.Contains(err.Error(), "listening for metrics on") {
 		t.Errorf("a second server on the same address: %v", err)
 	}
@@ -244,7 +244,7 @@ func TestServer(t *testing.T) {
 
 func TestListenBadAddress(t *testing.T) {
 	for _, address := range []string{"nonsense", "127.0.0.1:99999", "192.0.2.1:0", "127.0.0.1:http:x"} {
-		s, err := Listen(address, Source{}, slog.New(slog.DiscardHandler))
+		s, err := Listen(address)
 		if err == nil {
 			s.Close()
 			t.Errorf("%q was taken", address)
