@@ -179,9 +179,9 @@ func (s *Status) unreachableText(st PeerState, problem string, since time.Time) 
 // uplinkStats counts an uplink's paths towards peers that can be reached: the others' say nothing
 // about the uplink.
 type uplinkStats struct {
-	all                                 int // towards any peer
-	answering, down, unreached, noRoute int
-	since                               time.Time // latest of those down
+	all                        int // towards any peer
+	answering, down, unreached int
+	since                      time.Time // latest of those down
 }
 
 func (s *Status) uplinkStats() map[string]*uplinkStats {

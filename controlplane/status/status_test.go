@@ -397,7 +397,7 @@ func TestUnits(t *testing.T) {
 		{bytesOf(0), "0B"}, {bytesOf(999), "999B"}, {bytesOf(1000), "1.0kB"}, {bytesOf(9949), "9.9kB"}, {bytesOf(9950), "10kB"},
 		{bytesOf(999_499), "999kB"}, {bytesOf(999_500), "1.0MB"}, {bytesOf(1 << 63), "9EB"},
 		{percent(0), "0%"}, {percent(1e-6), "<.1%"}, {percent(0.0123), "1.2%"}, {percent(0.5), "50%"}, {percent(0.9999), "99%"}, {percent(1), "100%"},
-		{milliseconds(42), "0.04ms"}, {milliseconds(12_345), "12.3ms"}, {milliseconds(234_567), "235ms"},
+		{milliseconds(42), "0.042ms"}, {milliseconds(1234), "1.23ms"}, {milliseconds(12_345), "12.3ms"}, {milliseconds(234_567), "235ms"},
 		{age(-time.Second), "0ms"}, {age(999 * time.Millisecond), "999ms"}, {age(59 * time.Second), "59s"}, {age(61 * time.Second), "1m1s"},
 		{age(3*time.Hour + 12*time.Minute), "3h12m"}, {age(50 * time.Hour), "2d2h"},
 	} {

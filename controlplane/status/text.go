@@ -294,9 +294,11 @@ func percent(x float64) string {
 	return "100%"
 }
 
-// milliseconds writes µs as ms in four digits or so.
+// milliseconds writes µs as ms, in seven columns at most.
 func milliseconds(us float64) string {
 	switch {
+	case us < 1000:
+		return fmt.Sprintf("%.3fms", us/1000)
 	case us < 10_000:
 		return fmt.Sprintf("%.2fms", us/1000)
 	case us < 100_000:
