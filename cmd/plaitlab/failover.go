@@ -36,7 +36,7 @@ const (
 	observeFor   = 1500 * time.Millisecond // of traffic after a cut
 	settled      = 200 * time.Millisecond  // of arrivals after which a stream has recovered
 	recoverLimit = 10 * time.Second        // given up after that
-	idleFor      = 10 * time.Second
+	idleFor      = 12 * time.Second // agents probe slowly after 10 s without traffic
 	drainFor     = 10 * time.Second // for the last bytes of a TCP stream
 	noisyAbove   = 5.0              // ms of control gap that make a run worthless
 	noisyShare   = 0.3              // of all runs that may be repeated for it
@@ -113,6 +113,9 @@ type failoverRun struct {
 	CutShare float64 `json:"cut_share"`
 	// Strayed says that by this share not every stream was where it had been found to be when it was opened.
 	Strayed bool `json:"strayed"`
+	// Multiplier is how many rounds the path over the fabric might miss at either end before the cut: congestion, or a machine
+	// that stalls, raises it. 0 without plait.
+	Multiplier int `json:"multiplier"`
 	// Noisy says that the control gap exceeds 5 ms.
 	Noisy bool `json:"noisy"`
 }
@@ -269,7 +272,7 @@ It fails if plait lost a TCP connection or any stream a byte. Its times are figu
 	f.IntVar(&o.runs, "runs", 10, "runs that count, of each means")
 	f.StringVar(&cut, "cut", "silent", "how the fabric fails: silent, carrier or oneway (from sender to receiver)")
 	f.IntVar(&o.family, "family", 4, "IP version, 4 or 6")
-	f.BoolVar(&o.idleFirst, "idle-first", false, "cut while nothing was sent for 10 s, then begin to send")
+	f.BoolVar(&o.idleFirst, "idle-first", false, "cut after more than 10 s in which nothing was sent, then begin to send")
 	f.StringSliceVar(&vs, "vs", nil, "run the same with other means too: mptcp, kernel")
 	f.BoolVar(&o.without, "without-plait", false, "run only what --vs names")
 	f.BoolVar(&wire, "wire", false, "lab whose packets are as on a wire (default: virtual, super-packets)")
@@ -423,6 +426,9 @@ func (r failoverRun) line() string {
 	if !r.TCPSurvived && r.Recovered {
 		b.WriteString(", TCP connection lost " + r.TCPError)
 	}
+	if r.Multiplier != 0 {
+		fmt.Fprintf(&b, ", multiplier %d", r.Multiplier)
+	}
 	if r.Noisy {
 		b.WriteString(" (noisy)")
 	}
@@ -477,6 +483,11 @@ func (f *failoverBench) run(ctx context.Context, n int, m means, fabric string) 
 	}
 	r = failoverRun{Run: n, Means: m}
 
+	if m == meansPlait {
+		if r.Multiplier, err = f.multiplier(ctx, fabric); err != nil {
+			return r, err
+		}
+	}
 	defer traffic.Quiet()()
 	var g *traffic.Group
 	start := func() error {
@@ -646,6 +657,16 @@ func (s *streams) flows(now time.Duration) bool {
 		return false
 	}
 	return true
+}
+
+// multiplier is the greater of the two that the hosts have for their path over the fabric.
+func (f *failoverBench) multiplier(ctx context.Context, fabric string) (int, error) {
+	paths, err := f.pair.paths(ctx)
+	if err != nil {
+		return 0, err
+	}
+	a, b := f.locator(f.a, fabric).Addr(), f.locator(f.b, fabric).Addr()
+	return max(paths[fmt.Sprintf("a %s>%s", a, b)].Multiplier, paths[fmt.Sprintf("b %s>%s", b, a)].Multiplier), nil
 }
 
 // busier returns the fabric that host a sends most to, and each fabric's share of the bytes, in the next shareTime.
@@ -955,7 +976,7 @@ func (r failoverReport) table(out io.Writer) error {
 	p := func(format string, args ...any) { _, _ = fmt.Fprintf(w, format, args...) }
 	idle := ""
 	if r.IdleFirst {
-		idle = ", after 10 s without traffic"
+		idle = ", after more than 10 s without traffic"
 	}
 	p("%s cut, IPv%d, %s lab, kernel %s%s; gaps in [cut %d ms, cut +%d ms]\n\n", r.Cut, r.Family, r.Form, r.Kernel, idle, r.WindowMS[0], r.WindowMS[1])
 	for i, m := range r.Means {
