@@ -36,10 +36,10 @@ const (
 	observeFor   = 1500 * time.Millisecond // of traffic after a cut
 	settled      = 200 * time.Millisecond  // of arrivals after which a stream has recovered
 	recoverLimit = 10 * time.Second        // given up after that
-	idleFor      = 12 * time.Second // agents probe slowly after 10 s without traffic
-	drainFor     = 10 * time.Second // for the last bytes of a TCP stream
-	noisyAbove   = 5.0              // ms of control gap that make a run worthless
-	noisyShare   = 0.3              // of all runs that may be repeated for it
+	idleFor      = 12 * time.Second        // agents probe slowly after 10 s without traffic
+	drainFor     = 10 * time.Second        // for the last bytes of a TCP stream
+	noisyAbove   = 5.0                     // ms of control gap that make a run worthless
+	noisyShare   = 0.3                     // of all runs that may be repeated for it
 
 	// Two of three streams cross the fabric that is cut, with 63 % of all bytes. With one fewer it is 37 % or less.
 	strayedBelow = 0.5
