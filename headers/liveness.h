@@ -23,7 +23,11 @@
 #define LIVE_GLOBAL static
 #endif
 
-#define LIVE_MAX_THRESHOLD 50	    /* rounds; the multiplier's ceiling too */
+/*
+ * Rounds, the ceiling of the multiplier and of what it makes with the base lag. With a queue of 20
+ * ms on top, a real cut behind full queues is still found within 50 rounds of 1 ms.
+ */
+#define LIVE_MAX_THRESHOLD 30
 #define LIVE_MAX_RUN 100	    /* a longer run of misses says nothing about congestion */
 #define LIVE_CONGESTED_NS 100000000 /* back within this time: congested, not cut */
 #define LIVE_CAS_TRIES 8
@@ -198,13 +202,13 @@ LIVE_INLINE int live_reply(struct group_state *g, __u32 group, __u32 first, __u3
 	newest = g->newest;
 	lag = newest > round ? newest - round : 0;
 	missed = prev ? round - prev - 1 : 0;
-	if (g->fresh >> number & 1) {
+	if (!(g->fresh >> number & 1)) {
+		live_return(g, p, group, first + number, number, round, missed);
+	} else if (g->up >> number & 1) { /* what it misses in its hold-down is not congestion */
 		if (lag > p->lag_max)
 			p->lag_max = lag > 0xffffffff ? 0xffffffff : lag;
 		lag = lag > p->base_lag ? lag - p->base_lag : 0;
 		live_congestion(p, missed > lag ? missed : lag);
-	} else {
-		live_return(g, p, group, first + number, number, round, missed);
 	}
 	if (!live_max(&g->newest, round))
 		return 0;

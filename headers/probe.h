@@ -30,7 +30,11 @@
 #define PROBE_ADMIN_DOWN 0x00
 #define PROBE_UP 0xc0
 
-#define PROBE_RATE 64 /* reflections a path and jiffy (1 to 10 ms) */
+/*
+ * Reflections a path and jiffy (1 to 10 ms): far more than rounds, because a neighbour's queue or a
+ * host that stood still delivers many at once.
+ */
+#define PROBE_RATE 256
 
 struct probe {
 	__u8 vers;

@@ -242,9 +242,32 @@ func (a *Agent) carrier(ifindex int, up bool) {
 	} else {
 		old = atomic.AndUint64(&a.set.Settings.Uplinks, ^(uint64(1) << n))
 	}
-	if was := old>>n&1 != 0; was != up {
-		a.log.Warn("uplink changed", "uplink", a.uplinkName(n), "carrier", up)
+	if was := old>>n&1 != 0; was == up {
+		return
 	}
+	if up {
+		a.log.Info("uplink has carrier", "uplink", a.uplinkName(n))
+		return
+	}
+	a.log.Warn("uplink lost its carrier", "uplink", a.uplinkName(n))
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.clearUplink(n, monotonic())
+	if err := a.host.DropNeighbours(ifindex, a.nextHops(ifindex)); err != nil {
+		a.log.Error("forgetting next hops", "uplink", a.uplinkName(n), "error", err)
+	}
+}
+
+// nextHops are those of the paths over an interface.
+func (a *Agent) nextHops(ifindex int) (hops []netip.Addr) {
+	for _, g := range a.tables.groups {
+		for _, p := range g.want.paths {
+			if p.ifindex == ifindex && p.nextHop.IsValid() && !slices.Contains(hops, p.nextHop) {
+				hops = append(hops, p.nextHop)
+			}
+		}
+	}
+	return hops
 }
 
 func (a *Agent) readEvents(ctx context.Context) error {
@@ -461,6 +484,7 @@ func (a *Agent) writeState() error {
 		return err
 	}
 	a.written = *a.st
+	a.written.Uplinks = slices.Clone(a.st.Uplinks) // attach changes them in place
 	return nil
 }
 

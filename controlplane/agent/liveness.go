@@ -86,6 +86,35 @@ func (a *Agent) event(ev *maps.Event) {
 	}
 }
 
+// clearUplink takes down all paths of an uplink that lost its carrier, also those towards idle peers,
+// which would take seconds to notice. They come back as they would after a cut.
+func (a *Agent) clearUplink(uplink uint8, now time.Duration) {
+	for _, g := range a.tables.groups {
+		gs := a.set.GroupStates.At(g.index)
+		for i, p := range g.want.paths {
+			if p.uplink != uplink {
+				continue
+			}
+			bit := uint64(1) << i
+			ps := a.set.PathStates.At(g.first + uint32(i))
+			wasUp := uint32(0)
+			if atomic.LoadUint64(&gs.Up)&bit != 0 {
+				wasUp = 1
+			}
+			atomic.StoreUint32(&ps.WasUp, wasUp)
+			atomic.StoreUint64(&ps.ClearedAt, uint64(now))
+			if atomic.AndUint64(&gs.Fresh, ^bit)&bit == 0 {
+				continue
+			}
+			atomic.AndUint64(&gs.Up, ^bit)
+			atomic.AddUint64(&ps.Losses, 1)
+			atomic.AddUint64(&ps.Flaps, 1)
+			atomic.StoreUint64(&ps.Since, uint64(now))
+			g.paths[i].backSince = 0
+		}
+	}
+}
+
 // find returns the group and the number of a path, nil if it is not in use.
 func (a *Agent) find(group, path uint32) (*group, int) {
 	for _, g := range a.tables.groups {

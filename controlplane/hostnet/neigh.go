@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
@@ -49,6 +50,24 @@ func (h *Host) SyncNeighbours(want []Neighbour) error {
 	for n := range missing {
 		if err := h.manageNeighbour(n); err != nil {
 			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// DropNeighbours forgets the given next hops on an interface that lost its carrier, and with them the
+// packets that wait for their resolution: TCP does not send again what it believes to be queued in
+// its own host, and the kernel would keep such a packet for three seconds. Entries that somebody
+// else looks after are left alone. The next SyncNeighbours makes ours anew.
+func (h *Host) DropNeighbours(index int, ips []netip.Addr) error {
+	have, err := h.neighbours()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, n := range have {
+		if n.Index == index && slices.Contains(ips, n.IP) && !n.others() {
+			errs = append(errs, h.deleteNeighbour(n.Neighbour))
 		}
 	}
 	return errors.Join(errs...)

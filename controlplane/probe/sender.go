@@ -94,6 +94,7 @@ type path struct {
 	state  *maps.PathState
 	uplink uint8
 	bit    uint64
+	missed bool // rounds were not sent here
 }
 
 // mmsghdr is struct mmsghdr of sendmmsg(2).
@@ -330,7 +331,12 @@ func (s *Sender) roundOf(p *plan, g *group, uplinks uint64, n int) int {
 	for i := range g.paths {
 		path := &g.paths[i]
 		if uplinks>>path.uplink&1 == 0 {
+			path.missed = true
 			continue
+		}
+		if path.missed {
+			path.missed = false
+			path.forgive(round - 1)
 		}
 		if n == batch {
 			s.flush(p, n)
@@ -345,6 +351,17 @@ func (s *Sender) roundOf(p *plan, g *group, uplinks uint64, n int) int {
 		atomic.AddUint64(&path.state.Probes, 1)
 	}
 	return n
+}
+
+// forgive makes the rounds up to the given one count as answered on a path that has ever answered:
+// they were not sent there, so their lack is no evidence.
+func (p *path) forgive(round uint64) {
+	for {
+		newest := atomic.LoadUint64(&p.state.Newest)
+		if newest == 0 || newest >= round || atomic.CompareAndSwapUint64(&p.state.Newest, newest, round) {
+			return
+		}
+	}
 }
 
 func (s *Sender) flush(p *plan, n int) {

@@ -271,6 +271,9 @@ func (b *builder) addVeth(h *Host, f *Fabric) error {
 		attrs := netlink.NewLinkAttrs()
 		attrs.Name = h.Uplink(f.Name).Name
 		attrs.MTU = b.MTU
+		// Not the port's: a pair whose ends have the same index in their namespaces looks like a
+		// physical interface to the kernel, which then delays the news of a lost carrier by a second.
+		attrs.Index = 1000 + b.hostIndex(f, h)
 		veth := netlink.NewVeth(attrs)
 		veth.PeerName = h.Name
 		veth.PeerNamespace = netlink.NsFd(peer.Fd())
