@@ -24,10 +24,10 @@
 #endif
 
 /*
- * Rounds, the ceiling of the multiplier and of what it makes with the base lag. With a queue of 20
- * ms on top, a real cut behind full queues is still found within 50 rounds of 1 ms.
+ * Rounds, the ceiling of the multiplier: with a queue of 20 ms on top, a real cut behind full queues
+ * is still found within 50 rounds of 1 ms.
  */
-#define LIVE_MAX_THRESHOLD 30
+#define LIVE_MAX_MULTIPLIER 30
 #define LIVE_MAX_RUN 100	    /* a longer run of misses says nothing about congestion */
 #define LIVE_CONGESTED_NS 100000000 /* back within this time: congested, not cut */
 #define LIVE_CAS_TRIES 8
@@ -59,11 +59,8 @@ LIVE_INLINE int live_max(__u64 *p, __u64 v)
 LIVE_INLINE __u32 live_threshold(const struct path_state *p)
 {
 	__u32 least = p->min_multiplier + p->base_lag;
-	__u32 t = p->multiplier + p->base_lag;
 
-	if (t > LIVE_MAX_THRESHOLD)
-		t = LIVE_MAX_THRESHOLD;
-	return t > least ? t : least;
+	return p->multiplier > least ? p->multiplier : least;
 }
 
 /* A path that missed or lagged m rounds and lives was congested: remember twice that. */
@@ -73,8 +70,8 @@ LIVE_INLINE void live_congestion(struct path_state *p, __u64 m)
 
 	if (m > LIVE_MAX_RUN)
 		return;
-	if (want > LIVE_MAX_THRESHOLD)
-		want = LIVE_MAX_THRESHOLD;
+	if (want > LIVE_MAX_MULTIPLIER)
+		want = LIVE_MAX_MULTIPLIER;
 	if (want > p->multiplier)
 		p->multiplier = want;
 }
@@ -207,7 +204,6 @@ LIVE_INLINE int live_reply(struct group_state *g, __u32 group, __u32 first, __u3
 	} else if (g->up >> number & 1) { /* what it misses in its hold-down is not congestion */
 		if (lag > p->lag_max)
 			p->lag_max = lag > 0xffffffff ? 0xffffffff : lag;
-		lag = lag > p->base_lag ? lag - p->base_lag : 0;
 		live_congestion(p, missed > lag ? missed : lag);
 	}
 	if (!live_max(&g->newest, round))

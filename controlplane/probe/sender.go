@@ -22,6 +22,7 @@ const (
 	scanInterval = 20 * time.Millisecond // how soon an idle peer's first packet is noticed
 	sampleEvery  = 16                    // rounds between RTT samples of an active group
 	idleAfter    = 10 * time.Second      // without traffic
+	firstLook    = time.Second           // fast rounds towards a new peer without traffic
 	batch        = 64                    // frames in one sendmmsg
 	priority     = 50                    // SCHED_FIFO
 	skbPriority  = 7                     // TC_PRIO_CONTROL, the first band of pfifo_fast
@@ -146,7 +147,7 @@ func (s *Sender) Update(groups []Group) {
 		g.index = in.Index
 		g.state = s.cfg.Set.GroupStates.At(in.Index)
 		// Active at first, so that a new peer's paths are known after a few milliseconds.
-		g.active, g.lastTraffic = true, monotonic()
+		g.active, g.lastTraffic = true, monotonic()-idleAfter+firstLook
 		if o := old[in.Index]; o != nil {
 			g.sampleRound.Store(o.sampleRound.Load())
 			g.sampleAt.Store(o.sampleAt.Load())

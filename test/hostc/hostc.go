@@ -112,7 +112,7 @@ const (
 
 // Limits of the liveness rule (headers/liveness.h).
 const (
-	MaxThreshold = uint32(C.LIVE_MAX_THRESHOLD) // rounds
+	MaxMultiplier = uint32(C.LIVE_MAX_MULTIPLIER) // rounds
 	MaxRun       = uint64(C.LIVE_MAX_RUN)       // rounds
 	CongestedNs  = uint64(C.LIVE_CONGESTED_NS)  // nanoseconds
 )

@@ -466,7 +466,7 @@ func TestBackSoonWasCongested(t *testing.T) {
 						t.Errorf("%d ms: %d losses, %d congested", d, p.Losses, p.Congested)
 					}
 					// Twice what it missed: as many rounds as the cut lasted, or one less.
-					if p.Multiplier > MaxThreshold || p.Multiplier < min(MaxThreshold, uint32(2*(d-1))) {
+					if p.Multiplier > MaxMultiplier || p.Multiplier < min(MaxMultiplier, uint32(2*(d-1))) {
 						t.Errorf("%d ms: multiplier %d", d, p.Multiplier)
 					}
 				}
@@ -636,7 +636,7 @@ func TestRoundsNearTheEnd(t *testing.T) {
 	w := watch(3, 3, false, t.Fatalf)
 	w.startAt(math.MaxUint64 - 2000)
 	now := uint64(1)
-	for w.Group().Sent < math.MaxUint64-uint64(MaxThreshold)-2 {
+	for w.Group().Sent < math.MaxUint64-uint64(MaxMultiplier)-2 {
 		round := w.beginRound()
 		for i := range w.n {
 			now += 100

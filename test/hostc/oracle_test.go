@@ -97,16 +97,16 @@ func (o *oracle) begin(round uint64) {
 	o.note(hSent, -1, round)
 }
 
-// threshold is how far a path may lag before it is suspected: its multiplier and its base lag,
-// together no more than MaxThreshold unless configuration and base lag alone exceed that.
+// threshold is how far a path may lag before it is suspected: its multiplier, but at least the
+// configured one beyond its base lag.
 func (o *oracle) threshold(path int) uint64 {
-	return max(min(o.multiplier[path]+o.baseLag[path], uint64(MaxThreshold)), o.configured+o.baseLag[path])
+	return max(o.multiplier[path], o.configured+o.baseLag[path])
 }
 
 // learn remembers that a path that lives missed, or lagged by, m rounds.
 func (o *oracle) learn(path int, m uint64) {
 	if m <= MaxRun {
-		o.multiplier[path] = max(o.multiplier[path], min(2*m, uint64(MaxThreshold)))
+		o.multiplier[path] = max(o.multiplier[path], min(2*m, uint64(MaxMultiplier)))
 	}
 }
 
@@ -133,7 +133,7 @@ func (o *oracle) reply(now uint64, path int, round uint64, report uint16) int {
 		o.back(now, path, round, missed)
 	case o.up[path]: // what a path misses or lags in its hold-down teaches nothing
 		o.lagMax[path] = max(o.lagMax[path], lag)
-		o.learn(path, max(missed, lag-min(lag, o.baseLag[path])))
+		o.learn(path, max(missed, lag))
 	}
 
 	// Whether the others still live is asked whenever a round is answered for the first time.
