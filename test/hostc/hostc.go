@@ -113,8 +113,8 @@ const (
 // Limits of the liveness rule (headers/liveness.h).
 const (
 	MaxMultiplier = uint32(C.LIVE_MAX_MULTIPLIER) // rounds
-	MaxRun       = uint64(C.LIVE_MAX_RUN)       // rounds
-	CongestedNs  = uint64(C.LIVE_CONGESTED_NS)  // nanoseconds
+	MaxRun        = uint64(C.LIVE_MAX_RUN)        // rounds
+	CongestedNs   = uint64(C.LIVE_CONGESTED_NS)   // nanoseconds
 )
 
 // Reasons for which the rule refuses a probe (enum reason).

@@ -45,12 +45,18 @@ type happening struct {
 type what int
 
 const (
-	hSent    what = iota // the agent began a round
-	hAnswer              // a reply to round arrived and was recorded
-	hRequest             // the peer's request of a round arrived and was recorded
-	hData                // data arrived
-	hEpoch               // the peer turned out to be another
+	hSent     what = iota // the agent began a round
+	hAnswer               // a reply to round arrived and was recorded
+	hRequest              // the peer's request of a round arrived and was recorded
+	hData                 // data arrived
+	hForgiven             // the agent did not send the rounds up to this one on a path
+	hEpoch                // the peer turned out to be another
 )
+
+// arrival tells whether something came from the peer.
+func (h happening) arrival() bool {
+	return h.what == hAnswer || h.what == hRequest || h.what == hData
+}
 
 func newOracle(paths int, multiplier uint32) *oracle {
 	o := &oracle{
@@ -68,10 +74,11 @@ func (o *oracle) note(w what, path int, round uint64) {
 	o.history = append(o.history, happening{w, path, round})
 }
 
-// answered is the newest round that a path answered, 0 if it never did. Path -1: any path.
+// answered is the newest round that a path answered, 0 if it never did; rounds that were not sent on
+// it count as answered. Path -1: any path, and really answered.
 func (o *oracle) answered(path int) (newest uint64) {
 	for _, h := range o.history {
-		if h.what == hAnswer && (path < 0 || h.path == path) {
+		if h.what == hAnswer && path < 0 || (h.what == hAnswer || h.what == hForgiven) && h.path == path {
 			newest = max(newest, h.round)
 		}
 	}
@@ -85,7 +92,7 @@ func (o *oracle) silence(path int) uint64 {
 		switch {
 		case h.what == hSent:
 			rounds++
-		case h.what != hEpoch && h.path == path:
+		case h.arrival() && h.path == path:
 			return rounds
 		}
 	}
@@ -232,7 +239,7 @@ func (o *oracle) report(window uint64) (report uint16) {
 			if h.what == hEpoch {
 				break
 			}
-			if h.what == hSent || h.path != path {
+			if !h.arrival() || h.path != path {
 				continue
 			}
 			if then := o.requested(-1, i+1); then > 0 && now-then < window {
@@ -305,6 +312,18 @@ func (w *watched) setMultiplier(path int, m uint32) {
 	w.Path(path).Multiplier = m
 	if w.oracle != nil {
 		w.oracle.multiplier[path] = uint64(m)
+	}
+}
+
+// forgive is the agent's: it did not send the rounds up to this one on a path that answered before.
+func (w *watched) forgive(path int, round uint64) {
+	p := w.Path(path)
+	if p.Newest == 0 || p.Newest >= round {
+		return
+	}
+	p.Newest = round
+	if w.oracle != nil {
+		w.oracle.note(hForgiven, path, round)
 	}
 }
 

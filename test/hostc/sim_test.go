@@ -24,7 +24,7 @@ const (
 	packetCost  = us // of taking in one packet
 	backlogSize = 1024
 	jiffy       = 4 * ms
-	probeRate   = 64 // requests that are reflected on a path in a jiffy (PROBE_RATE)
+	probeRate   = 256 // requests that are reflected on a path in a jiffy (PROBE_RATE)
 )
 
 // sim is a network of two hosts in virtual time: nothing in it waits, or reads a clock. Each host
