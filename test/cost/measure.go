@@ -78,6 +78,7 @@ func (b *bench) run(ctx context.Context, p *plane.Plane) (gross, empty float64, 
 				b.reset()
 			}
 		}
+		prepare()
 		if _, _, err := prog.Benchmark(b.frame, warmUp, nil); err != nil {
 			return 0, 0, err
 		}
