@@ -93,7 +93,7 @@ func (t *tail) String() string {
 type agent struct {
 	plait string
 	host  *lab.Host
-	log   *tail
+	log   fmt.Stringer // the end of what it wrote
 	cmd   *exec.Cmd
 	ended chan struct{} // closed once it has ended, after which err holds why
 	err   error
@@ -102,17 +102,47 @@ type agent struct {
 // startAgent starts `plait run` in host. It outlives ctx: an agent is ended by stop or kill, in an order that the caller
 // chooses.
 func startAgent(ctx context.Context, plait string, host *lab.Host, config string) (*agent, error) {
-	a := &agent{plait: plait, host: host, log: &tail{}, ended: make(chan struct{})}
+	log := &tail{}
+	a := &agent{plait: plait, host: host, log: log, ended: make(chan struct{})}
 	a.cmd = host.Command(context.WithoutCancel(ctx), plait, "run", "--config", config)
-	a.cmd.Stdout, a.cmd.Stderr = a.log, a.log
-	if err := a.cmd.Start(); err != nil {
+	a.cmd.Stdout, a.cmd.Stderr = log, log
+	return a, a.start()
+}
+
+// startLastingAgent starts an agent that may outlive this process and its terminal. It appends to the file logFile.
+func startLastingAgent(ctx context.Context, plait string, host *lab.Host, config, logFile string) (*agent, error) {
+	f, err := os.OpenFile(logFile, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	if err != nil {
 		return nil, fmt.Errorf("starting the agent of host %s: %w", host.Name, err)
+	}
+	defer func() { _ = f.Close() }()
+	a := &agent{plait: plait, host: host, log: fileTail(logFile), ended: make(chan struct{})}
+	a.cmd = host.Command(context.WithoutCancel(ctx), plait, "run", "--config", config)
+	a.cmd.Stdout, a.cmd.Stderr = f, f
+	a.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	return a, a.start()
+}
+
+// fileTail is the path of a file of which String returns the end.
+type fileTail string
+
+func (t fileTail) String() string {
+	b, err := os.ReadFile(string(t))
+	if err != nil {
+		return err.Error()
+	}
+	return string(b[max(0, len(b)-tailBytes):])
+}
+
+func (a *agent) start() error {
+	if err := a.cmd.Start(); err != nil {
+		return fmt.Errorf("starting the agent of host %s: %w", a.host.Name, err)
 	}
 	go func() {
 		a.err = a.cmd.Wait()
 		close(a.ended)
 	}()
-	return a, nil
+	return nil
 }
 
 // alive returns nil while the agent runs, else an error with the end of its log.

@@ -84,8 +84,8 @@ named after the host behind it.`,
 	}
 	add(groupLab, newUpCommand(), newDownCommand(), newListCommand(), newExecCommand())
 	add(groupFaults, newCutCommand(), newHealCommand(), newImpairCommand())
-	add(groupRuns, newFailoverCommand(), newSoakIdleCommand(), newBenchCommand()) // what brings up its own lab belongs here
-	root.AddCommand(newRelayCommand(), newSpinCommand())
+	add(groupRuns, newDemoCommand(), newFailoverCommand(), newSoakIdleCommand(), newBenchCommand()) // what brings up its own lab belongs here
+	root.AddCommand(newRelayCommand(), newSpinCommand(), newBareLoopCommand())
 	return root
 }
 
@@ -95,7 +95,7 @@ func newBenchCommand() *cobra.Command {
 		Use:   "bench",
 		Short: "Measure plait against its bars",
 	}
-	bench.AddCommand(newCostCommand())
+	bench.AddCommand(newCostCommand(), newAgentCostCommand())
 	return bench
 }
 
