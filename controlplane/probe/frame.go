@@ -8,6 +8,7 @@ package probe
 import (
 	"encoding/binary"
 	"net/netip"
+	"time"
 
 	"github.com/dchest/siphash"
 
@@ -27,15 +28,15 @@ const (
 	offMyDiscr    = 4
 	offYourDiscr  = 8
 	offMinTx      = 12
-	offAuth       = 24 // the tag covers 32 bytes from here
+	offAuth       = 24
 	offKeyID      = 26
 	offFlags      = 27
 	offVersPair   = 28
 	offWindow     = 29
 	offEpoch      = 32
 	offRound      = 40
+	offReflector  = 48
 	offTag        = 56
-	coveredLen    = 32
 	version       = 1
 	authType      = 250
 	authLen       = 40
@@ -63,6 +64,8 @@ type frame struct {
 	udp  []byte // within buf
 	base uint32 // sum of the pseudo-header, the ports and the length
 	key  Key
+
+	covered [31]byte // scratch: the message under the tag
 }
 
 // newFrame builds the request of path number `number` from local to remote.
@@ -121,6 +124,22 @@ func newFrame(local, remote netip.Addr, number uint8, keyID uint8, key Key, epoc
 	return f
 }
 
+// Round is what a request says beside its path.
+type Round struct {
+	Number uint64
+	Window uint8 // rounds that the peer's receive report shall cover
+	Fresh  bool  // the path answers
+	Sample bool  // the reply's arrival is to be noted
+}
+
+// AppendRequest appends the signed request of one round on path p, complete from its Ethernet header on as the Sender
+// sends it on plait0, and returns the extended buffer. epoch is maps.Settings.Epoch, interval the time between rounds.
+func AppendRequest(b []byte, p Path, epoch uint64, interval time.Duration, r Round) []byte {
+	f := newFrame(p.Local, p.Remote, p.Number, p.KeyID, p.Key, epoch, uint32(interval.Microseconds()))
+	f.patch(r.Number, r.Window, r.Fresh, r.Sample)
+	return append(b, f.buf...)
+}
+
 // patch makes the frame the request of one round.
 func (f *frame) patch(round uint64, window uint8, fresh, sample bool) {
 	b := f.bfd
@@ -137,8 +156,12 @@ func (f *frame) patch(round uint64, window uint8, fresh, sample bool) {
 	b[offWindow] = window
 	b[offFlags] = flags
 	binary.BigEndian.PutUint64(b[offRound:], round)
-	tag := siphash.Hash(f.key.K0, f.key.K1, b[offAuth:offAuth+coveredLen])
-	binary.LittleEndian.PutUint64(b[offTag:], tag)
+	// Epochs, round, and what lies between the authentication type and the first epoch.
+	m := append(f.covered[:0], b[offEpoch:offEpoch+8]...)
+	m = append(m, b[offReflector:offReflector+8]...)
+	m = append(m, b[offRound:offRound+8]...)
+	m = append(m, b[offAuth+1:offEpoch]...)
+	binary.LittleEndian.PutUint64(b[offTag:], siphash.Hash(f.key.K0, f.key.K1, m))
 	sum := ^fold(sumBytes(f.base, b))
 	if sum == 0 {
 		sum = 0xffff
