@@ -95,10 +95,7 @@ func TestNotPlaits(t *testing.T) {
 
 	for _, e := range table {
 		for _, h := range ingresses {
-			w.check(t, h, e.frame, want{})
-		}
-		if t.Failed() {
-			t.Fatalf("%s: %x", e.name, e.frame)
+			w.check(t, h, e.frame, want{note: e.name})
 		}
 	}
 	t.Logf("%d packets", len(table))
