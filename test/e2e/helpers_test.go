@@ -357,6 +357,8 @@ func (p *process) wait(t *testing.T) int {
 	select {
 	case <-p.done:
 	case <-time.After(deadline):
+		_ = p.cmd.Process.Signal(syscall.SIGQUIT) // a Go program says what it waits for
+		time.Sleep(time.Second)
 		t.Fatalf("%s does not end", p.name)
 	}
 	return p.cmd.ProcessState.ExitCode()
