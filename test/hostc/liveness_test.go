@@ -242,7 +242,7 @@ func TestCutIsFound(t *testing.T) {
 					p.dir[d].delay = 50*us + s.rng.Int64N(4*ms)
 				}
 			}
-			s.run(5*sec + s.rng.Int64N(ms))
+			s.run(3*sec + s.rng.Int64N(ms))
 			at := s.now
 			for _, h := range s.hosts {
 				if what := h.since(2 * sec); what != "" {
@@ -543,8 +543,8 @@ func TestIdleThenFast(t *testing.T) {
 
 // Random loss makes a path lag its twin; it learns, and is not given up again and again.
 func TestRandomLoss(t *testing.T) {
-	for _, loss := range []float64{0.01, 0.03, 0.1, 0.2, 0.3} {
-		for _, n := range []int{2, 4, 8} {
+	for _, loss := range []float64{0.01, 0.1, 0.3} {
+		for _, n := range []int{2, 8} {
 			s := newSim(uint64(1000*loss)+uint64(n), n, 3, false, t.Fatalf)
 			for i := range s.paths {
 				for d := range s.hosts {
@@ -586,7 +586,7 @@ func TestCongestion(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			for seed := range uint64(2) {
+			for seed := range uint64(1) {
 				s := newSim(seed, 2, 3, false, t.Fatalf)
 				for _, p := range s.paths {
 					for d := range p.dir {
