@@ -586,7 +586,7 @@ func TestCongestion(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			for seed := range uint64(1) {
+			for _, seed := range []uint64{1} {
 				s := newSim(seed, 2, 3, false, t.Fatalf)
 				for _, p := range s.paths {
 					for d := range p.dir {
