@@ -327,6 +327,9 @@ func TestHoldDown(t *testing.T) {
 	for _, n := range p.nodes() {
 		n.waitFor(t, func(s *status.Status) error { return down(s, "up1") })
 	}
+	for range 3 { // a path that is back within 100 ms was congested, not cut
+		l.goesOn(t)
+	}
 	if err := p.Heal("f1"); err != nil {
 		t.Fatal(err)
 	}
