@@ -21,6 +21,7 @@ import (
 )
 
 const (
+	agentLog     = "agent.log"            // in the directory of a host
 	demoCell     = 100 * time.Millisecond // of a timeline
 	demoUpLimit  = 15 * time.Second       // for all paths to be up
 	demoOnTheWay = 50 * time.Millisecond  // a packet sent later than that ago may still arrive
@@ -150,12 +151,12 @@ func (d *demonstration) greet() {
 	d.s.say(span{"plait: two hosts, two fabrics, one cut, nothing lost", bold})
 	d.s.sayf("")
 	fabric := func(f *lab.Fabric, left, right string) {
-		d.s.sayf("%17s%s%s %s %s fabric %s %s %s %s%s", "", left, line, a.Uplink(f.Name).Name, line, f.Name, line,
+		d.s.sayf("%20s%s %s %s fabric %s %s %s %s%s", left, line, a.Uplink(f.Name).Name, line, f.Name, line,
 			b.Uplink(f.Name).Name, line, right)
 	}
 	fabric(d.lab.Fabrics[0], g.tree[0], g.tree[1])
-	d.s.sayf("%15s a %33s b", a.Identity4, "")
-	d.s.sayf("%15s %37s %s", a.Identity6, b.Identity4, "")
+	d.s.sayf("%18s a %33s b %s", a.Identity4, "", b.Identity4)
+	d.s.sayf("%18s   %33s   %s", a.Identity6, "", b.Identity6)
 	fabric(d.lab.Fabrics[1], g.tree[2], g.tree[3])
 	d.s.sayf("")
 	d.step("the lab is up: %s, out of network namespaces of this machine", d.lab.Name)
@@ -189,9 +190,14 @@ func (d *demonstration) start(ctx context.Context) (err error) {
 	if d.streams, err = openDemoStreams(ctx, d.pair); err != nil {
 		return fmt.Errorf("opening streams: %w", err)
 	}
-	d.step("traffic between the identities, IPv4 and IPv6, both ways, over both fabrics:")
-	d.s.sayf("%9s%d TCP connections and %d UDP streams of %s packets/s, every byte checked",
-		"", len(d.streams.tcp), len(d.streams.udp), grouped(udpRate))
+	d.step("%d TCP connections and %d UDP streams of %s packets/s between",
+		len(d.streams.tcp), len(d.streams.udp), grouped(udpRate))
+	d.s.sayf("%9sidentities: IPv4, IPv6, both ways, over both fabrics, every byte checked", "")
+	g := d.s.glyphs
+	d.s.sayf("")
+	d.s.sayf("A column is 0.1 s. Over a fabric: its share of the traffic, %s no answer,", g.down)
+	d.s.sayf("%s answers again (trusted after 1 s). Gap: longest pause between arrivals, ms.", g.waiting)
+	d.s.sayf("Control: the gap of UDP without plait, over a fabric that is left alone.")
 	return nil
 }
 
@@ -199,7 +205,7 @@ func (d *demonstration) start(ctx context.Context) (err error) {
 func (d *demonstration) startAgents(ctx context.Context) error {
 	d.pair.agents, d.killed = nil, false
 	for i, h := range d.lab.Hosts {
-		a, err := startLastingAgent(ctx, d.o.plait, h, d.configs[i], filepath.Join(d.lab.Dir(), h.Name, "agent.log"))
+		a, err := startLastingAgent(ctx, d.o.plait, h, d.configs[i], filepath.Join(d.lab.Dir(), h.Name, agentLog))
 		if err != nil {
 			return err
 		}
@@ -428,8 +434,8 @@ func (d *demonstration) scene(ctx context.Context, sc *scene) error {
 	if last.broken > 0 || last.corrupted > 0 {
 		look = red
 	}
-	t.close = []span{{fmt.Sprintf("longest pause %s ms, %s of %s packets lost, %s connections alive",
-		milliseconds(max(p.udp, p.tcp)), grouped(lost), grouped(last.sent-from.sent), d.streams.survivors(last)), look}}
+	t.close = &span{fmt.Sprintf("longest pause %s ms; lost: %s of %s packets, %d of %d connections",
+		milliseconds(max(p.udp, p.tcp)), grouped(lost), grouped(last.sent-from.sent), last.broken, len(d.streams.tcp)), look}
 	d.s.end(t)
 	return d.s.err
 }
@@ -494,7 +500,7 @@ func (d *demonstration) pauses(lanes *sceneLanes, n int, sc *scene, start, last,
 // report writes the table. Its error says that something was lost for good.
 func (d *demonstration) report() error {
 	columns := []column{
-		{"", 21}, {"UDP", -6}, {"TCP", -6}, {"control", -8}, {"lost", -7}, {"of", -9}, {"lost", -7}, {"verified", -9},
+		{"", 20}, {"UDP", -6}, {"TCP", -6}, {"control", -8}, {"lost", -7}, {"of", -9}, {"lost", -7}, {"verified", -9},
 	}
 	var rows [][]span
 	row := func(name string, p pauses, lost int64, from, to tally, look style) {
@@ -524,7 +530,7 @@ func (d *demonstration) report() error {
 	row("all", worst, lost, tally{}, end, bold)
 
 	d.s.sayf("")
-	d.s.say(span{fmt.Sprintf("%-21s %22s %17s %7s %9s", "", "longest pause, ms", "UDP packets", "TCP", "bytes"), bold})
+	d.s.say(span{fmt.Sprintf("%-20s %22s %17s %7s %9s", "", "longest pause, ms", "UDP packets", "TCP", "bytes"), bold})
 	d.s.table(columns, rows)
 	d.s.sayf("")
 	d.s.sayf("A pause includes what this machine stalls by itself. control shows that alone:")
@@ -541,7 +547,7 @@ func (d *demonstration) report() error {
 	err := errors.Join(errs...)
 	took := (traffic.Now() - d.began).Seconds()
 	if err == nil {
-		d.s.say(span{fmt.Sprintf("No connection broke, and each of %s bytes that arrived was right. %.0f s in all.",
+		d.s.say(span{fmt.Sprintf("No connection broke, no byte of %s was wrong. That took %.0f s.",
 			grouped(end.bytes()), took), green})
 	}
 	return err
@@ -549,17 +555,24 @@ func (d *demonstration) report() error {
 
 // lookAround says what can be done with a lab that stays up.
 func (d *demonstration) lookAround() {
-	me := os.Args[0]
-	line := func(args, what string) { d.s.sayf("  %s  %s", pad(me+" "+args, 58), what) }
+	which := ""
+	if names, err := lab.List(); err != nil || len(names) > 1 {
+		which = " --lab " + d.lab.Name
+	}
+	f1 := d.lab.Fabrics[0].Name
 	d.s.sayf("")
 	d.s.sayf("The lab stays up, and so do its agents. To look around, as root:")
 	d.s.sayf("")
-	line("exec a -- plait status", "what host a thinks")
-	line("exec a -- curl -s 127.0.0.1:9555/metrics", "the same for Prometheus")
-	line("exec a -- ping "+d.pair.b.Identity4.String(), "through plait")
-	line("exec "+d.lab.Fabrics[0].Name+" -- tcpdump -ni a", "what is on the wire")
-	line("cut "+d.lab.Fabrics[0].Name, "and heal "+d.lab.Fabrics[0].Name)
-	line("down", "removes all of it")
-	d.s.sayf("")
-	d.s.sayf("With several labs add --lab %s. Logs of the agents: %s", d.lab.Name, filepath.Join(d.lab.Dir(), "*", "agent.log"))
+	for _, l := range [][3]string{
+		{"what host a thinks", "exec", " a -- plait status"},
+		{"the same, for Prometheus", "exec", " a -- curl -s 127.0.0.1:9555/metrics"},
+		{"through plait", "exec", " a -- ping " + d.pair.b.Identity4.String()},
+		{"what is on the wire", "exec", " " + f1 + " -- tcpdump -ni a"},
+		{"break it", "cut", " " + f1},
+		{"mend it", "heal", " " + f1},
+		{"what the agents say", "exec", " a -- tail -f " + filepath.Join(d.lab.Dir(), "a", agentLog)},
+		{"remove all of it", "down", ""},
+	} {
+		d.s.sayf("  %-25s %s %s%s%s", l[0], os.Args[0], l[1], which, l[2])
+	}
 }

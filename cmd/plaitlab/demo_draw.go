@@ -82,11 +82,11 @@ func (g glyphs) level(x, full float64) string {
 	return g.levels[min(n, len(g.levels))-1]
 }
 
-// pause is the character for a gap: its milliseconds, rounded, a plus sign for ten and more.
+// pause is the character for a gap: its milliseconds from one on, rounded, a plus sign for ten and more.
 func (g glyphs) pause(d time.Duration) span {
 	ms := math.Round(d.Seconds() * 1000)
 	switch {
-	case ms < 1:
+	case d < time.Millisecond:
 		return span{g.nothing, dim}
 	case ms < 10:
 		return span{fmt.Sprintf("%.0f", ms), yellow}
@@ -208,7 +208,7 @@ type timeline struct {
 	title string
 	marks []mark
 	lanes []*lane
-	close []span // said about all of it, once it is over
+	close *span // said about all of it, once it is over
 }
 
 // timelineLines is how many lines a timeline has at most: blank, title, marks, eight lanes, ruler, close.
@@ -243,7 +243,7 @@ func (t *timeline) body(s *screen) []string {
 	}
 	lines = append(lines, s.join(span{strings.Repeat(" ", laneName), plain}, span{ruler.String(), dim}))
 	if t.close != nil {
-		lines = append(lines, s.join(append([]span{{strings.Repeat(" ", laneName), plain}}, t.close...)...))
+		lines = append(lines, s.join(span{strings.Repeat(" ", laneName), plain}, *t.close))
 	}
 	return lines
 }

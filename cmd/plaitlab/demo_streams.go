@@ -4,7 +4,6 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"net/netip"
 	"time"
 
@@ -227,8 +226,3 @@ func (s *demoStreams) begun(from, to time.Duration, spared []string) (p pauses) 
 
 // bytes were verified.
 func (t tally) bytes() int64 { return t.tcpBytes + t.udpBytes }
-
-// survivors says how many of the connections are alive.
-func (s *demoStreams) survivors(t tally) string {
-	return fmt.Sprintf("%d of %d", len(s.tcp)-t.broken, len(s.tcp))
-}
