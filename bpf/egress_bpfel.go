@@ -56,14 +56,17 @@ const (
 type EgressGroupState struct {
 	_           structs.HostLayout
 	Sent        uint64
-	Newest      uint64
 	Fresh       uint64
 	Up          uint64
 	Active      uint64
-	PeerEpoch   uint64
 	PeerNewest  uint64
+	Heard       uint64
+	Resumed     uint64
 	Caps        uint32
 	Unreachable uint32
+	Newest      uint64
+	PeerEpoch   uint64
+	Pad         [6]uint64
 }
 
 type EgressIdentityKey struct {
@@ -165,7 +168,6 @@ type EgressPathState struct {
 	SampleRound   uint64
 	SampleAt      uint64
 	Replies       uint64
-	Requests      uint64
 	Losses        uint64
 	Congested     uint64
 	RateJiffy     uint64
@@ -182,8 +184,8 @@ type EgressPathState struct {
 	Flaps         uint64
 	RttNs         uint64
 	LossPpm       uint32
-	State         uint32
-	Pad1          [3]uint64
+	Pad2          uint32
+	Pad1          [4]uint64
 }
 
 type EgressPathStats struct {
@@ -193,6 +195,7 @@ type EgressPathStats struct {
 	RxPackets uint64
 	RxBytes   uint64
 	TxMoved   uint64
+	Requests  uint64
 }
 
 type EgressProbe struct {
@@ -259,6 +262,18 @@ type EgressSettings struct {
 	Pad        [4]uint64
 }
 
+type EgressTagPrefix struct {
+	_   structs.HostLayout
+	Key struct {
+		_  structs.HostLayout
+		K0 uint64
+		K1 uint64
+	}
+	Epoch          uint64
+	ReflectorEpoch uint64
+	V              [4]uint64
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
@@ -276,6 +291,7 @@ const (
 	EgressMapPaths            = "paths"
 	EgressMapReasons          = "reasons"
 	EgressMapSettingsMap      = "settings_map"
+	EgressMapTagPrefixes      = "tag_prefixes"
 	EgressProgPlaitEgress     = "plait_egress"
 	EgressProgPlaitFarEnd     = "plait_far_end"
 	EgressVarUnusedEvent      = "unused_event"
@@ -349,6 +365,7 @@ type EgressMapSpecs struct {
 	Paths       *ebpf.MapSpec `ebpf:"paths"`
 	Reasons     *ebpf.MapSpec `ebpf:"reasons"`
 	SettingsMap *ebpf.MapSpec `ebpf:"settings_map"`
+	TagPrefixes *ebpf.MapSpec `ebpf:"tag_prefixes"`
 }
 
 // EgressVariableSpecs contains global variables before they are loaded into the kernel.
@@ -396,6 +413,7 @@ type EgressMaps struct {
 	Paths       *ebpf.Map `ebpf:"paths"`
 	Reasons     *ebpf.Map `ebpf:"reasons"`
 	SettingsMap *ebpf.Map `ebpf:"settings_map"`
+	TagPrefixes *ebpf.Map `ebpf:"tag_prefixes"`
 }
 
 func (m *EgressMaps) Close() error {
@@ -413,6 +431,7 @@ func (m *EgressMaps) Close() error {
 		m.Paths,
 		m.Reasons,
 		m.SettingsMap,
+		m.TagPrefixes,
 	)
 }
 

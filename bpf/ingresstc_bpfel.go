@@ -29,6 +29,7 @@ const (
 	IngressTCMapPaths           = "paths"
 	IngressTCMapReasons         = "reasons"
 	IngressTCMapSettingsMap     = "settings_map"
+	IngressTCMapTagPrefixes     = "tag_prefixes"
 	IngressTCProgPlaitIngressTc = "plait_ingress_tc"
 )
 
@@ -94,6 +95,7 @@ type IngressTCMapSpecs struct {
 	Paths       *ebpf.MapSpec `ebpf:"paths"`
 	Reasons     *ebpf.MapSpec `ebpf:"reasons"`
 	SettingsMap *ebpf.MapSpec `ebpf:"settings_map"`
+	TagPrefixes *ebpf.MapSpec `ebpf:"tag_prefixes"`
 }
 
 // IngressTCVariableSpecs contains global variables before they are loaded into the kernel.
@@ -135,6 +137,7 @@ type IngressTCMaps struct {
 	Paths       *ebpf.Map `ebpf:"paths"`
 	Reasons     *ebpf.Map `ebpf:"reasons"`
 	SettingsMap *ebpf.Map `ebpf:"settings_map"`
+	TagPrefixes *ebpf.Map `ebpf:"tag_prefixes"`
 }
 
 func (m *IngressTCMaps) Close() error {
@@ -152,6 +155,7 @@ func (m *IngressTCMaps) Close() error {
 		m.Paths,
 		m.Reasons,
 		m.SettingsMap,
+		m.TagPrefixes,
 	)
 }
 

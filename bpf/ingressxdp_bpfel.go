@@ -29,6 +29,7 @@ const (
 	IngressXDPMapPaths            = "paths"
 	IngressXDPMapReasons          = "reasons"
 	IngressXDPMapSettingsMap      = "settings_map"
+	IngressXDPMapTagPrefixes      = "tag_prefixes"
 	IngressXDPProgPlaitIngressXdp = "plait_ingress_xdp"
 )
 
@@ -94,6 +95,7 @@ type IngressXDPMapSpecs struct {
 	Paths       *ebpf.MapSpec `ebpf:"paths"`
 	Reasons     *ebpf.MapSpec `ebpf:"reasons"`
 	SettingsMap *ebpf.MapSpec `ebpf:"settings_map"`
+	TagPrefixes *ebpf.MapSpec `ebpf:"tag_prefixes"`
 }
 
 // IngressXDPVariableSpecs contains global variables before they are loaded into the kernel.
@@ -135,6 +137,7 @@ type IngressXDPMaps struct {
 	Paths       *ebpf.Map `ebpf:"paths"`
 	Reasons     *ebpf.Map `ebpf:"reasons"`
 	SettingsMap *ebpf.Map `ebpf:"settings_map"`
+	TagPrefixes *ebpf.Map `ebpf:"tag_prefixes"`
 }
 
 func (m *IngressXDPMaps) Close() error {
@@ -152,6 +155,7 @@ func (m *IngressXDPMaps) Close() error {
 		m.Paths,
 		m.Reasons,
 		m.SettingsMap,
+		m.TagPrefixes,
 	)
 }
 

@@ -35,4 +35,9 @@ static inline __attribute__((always_inline)) __u32 csum_words4(const __u32 *w)
 	return csum_add(csum_add(w[0], w[1]), csum_add(w[2], w[3]));
 }
 
+static inline __attribute__((always_inline)) __u32 csum_fold64(__u64 w)
+{
+	return csum_add((__u32)w, w >> 32);
+}
+
 #endif

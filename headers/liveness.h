@@ -76,15 +76,30 @@ LIVE_INLINE void live_congestion(struct path_state *p, __u64 m)
 		p->multiplier = want;
 }
 
-/* Something of the peer arrived on this path: one write a round at most. */
-LIVE_INLINE void live_heard(const struct group_state *g, struct path_state *p)
+/*
+ * Something of the peer arrived on this path: one write a round at most. When nothing had arrived on
+ * any path for some rounds, a host stood still (a paused virtual machine, a busy CPU), and what
+ * waited comes in batches, path by path: for as many rounds again that says nothing about a path.
+ */
+LIVE_INLINE void live_heard(struct group_state *g, struct path_state *p)
 {
-	__u64 sent = g->sent, peer = g->peer_newest;
+	__u64 sent = g->sent, peer = g->peer_newest, heard = g->heard;
 
+	if (heard != sent) {
+		if (sent >= heard + p->min_multiplier)
+			g->resumed = sent;
+		g->heard = sent;
+	}
 	if (p->heard != sent)
 		p->heard = sent;
 	if (p->heard_peer != peer)
 		p->heard_peer = peer;
+}
+
+/* Is the group still taking in what waited while a host stood still? */
+LIVE_INLINE int live_resuming(const struct group_state *g, const struct path_state *p)
+{
+	return g->sent < g->resumed + p->min_multiplier;
 }
 
 /*
@@ -94,7 +109,7 @@ LIVE_INLINE void live_heard(const struct group_state *g, struct path_state *p)
 LIVE_INLINE int live_verdict(const struct group_state *g, const struct path_state *p, __u32 number,
 			     __u64 round, __u32 report)
 {
-	if (round < p->newest + live_threshold(p))
+	if (live_resuming(g, p) || round < p->newest + live_threshold(p))
 		return LOST_NONE;
 	if (g->sent >= p->heard + p->multiplier)
 		return LOST_SILENT;
@@ -149,9 +164,12 @@ LIVE_INLINE void live_return(struct group_state *g, struct path_state *p, __u32 
 LIVE_INLINE void live_clear(struct group_state *g, struct path_state *p, __u32 group, __u32 path,
 			    __u32 number, __u64 round, __u32 reason)
 {
-	__u64 bit = 1ULL << number, now = live_now();
+	__u64 bit = 1ULL << number, now = live_now(), up = *(volatile __u64 *)&g->up;
 
-	p->was_up = !!(g->up & bit);
+	/* A CPU that comes second must not take the winner's clearing of up for the state before. */
+	if (!(*(volatile __u64 *)&g->fresh & bit))
+		return;
+	p->was_up = !!(up & bit);
 	p->cleared_at = now;
 	if (!(__sync_fetch_and_and(&g->fresh, ~bit) & bit))
 		return;
@@ -199,6 +217,8 @@ LIVE_INLINE int live_reply(struct group_state *g, __u32 group, __u32 first, __u3
 	newest = g->newest;
 	lag = newest > round ? newest - round : 0;
 	missed = prev ? round - prev - 1 : 0;
+	if (live_resuming(g, p))
+		missed = lag = 0;
 	if (!(g->fresh >> number & 1)) {
 		live_return(g, p, group, first + number, number, round, missed);
 	} else if (g->up >> number & 1) { /* what it misses in its hold-down is not congestion */

@@ -85,6 +85,15 @@ struct {
 	__type(value, struct path_stats);
 } path_traffic SEC(".maps");
 
+/* path and kind of tag, modulo its size -> begun SipHash. Written by the programs. */
+#define TAG_PREFIXES 1024
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, TAG_PREFIXES);
+	__type(key, __u32);
+	__type(value, struct tag_prefix);
+} tag_prefixes SEC(".maps");
+
 /* enum reason -> packets. Written by the programs. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);

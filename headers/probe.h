@@ -18,6 +18,7 @@
 #define PROBE_BFD_LEN 64	     /* BFD header 24, authentication section 40 */
 #define PROBE_AUTH_TYPE 250	     /* unassigned by IANA */
 #define PROBE_AUTH_LEN 40
+#define PROBE_COVERED 31	     /* bytes under the tag */
 #define PROBE_DISCRIMINATOR 0x504c4149 /* "PLAI": the reflector's */
 
 /* probe.flags */
@@ -46,7 +47,7 @@ struct probe {
 	__be32 min_tx; /* informational, not covered by the tag, copied */
 	__be32 min_rx;
 	__be32 min_echo;
-	/* authentication section; the tag covers the first 32 bytes of it */
+	/* authentication section; the tag covers bytes 25 to 55 */
 	__u8 auth_type;
 	__u8 auth_len;
 	__u8 key_id;
@@ -58,26 +59,67 @@ struct probe {
 	__be64 round;
 	__u64 reflector_epoch; /* reply: the reflector's boot epoch; request: 0 */
 	__u64 tag;
-} __attribute__((packed));
+};
 
 _Static_assert(sizeof(struct probe) == PROBE_BFD_LEN, "probe layout is on the wire");
 
-/* The covered bytes as SipHash sees them. The frame is only 2-byte aligned. */
-static __always_inline __u64 probe_word(const struct probe *p, int i)
-{
-	__u64 w;
+/* What stays the same in a path's tags. */
+struct tag_epochs {
+	__u64 prober;
+	__u64 reflector;
+};
 
-	__builtin_memcpy(&w, (const __u8 *)p + 24 + 8 * i, sizeof(w));
-	return w;
+/* The path's tags differ in their epochs: requests, replies to them, replies to ours. */
+enum tag_kind {
+	TAG_REQUEST = 0,
+	TAG_OUR_REPLY = 1,
+	TAG_THEIR_REPLY = 2,
+	TAG_KINDS = 4,
+};
+
+/*
+ * The tag over the epochs, the round, and the seven bytes behind the authentication type, which are
+ * the upper ones of `head`, the first eight bytes of the authentication section. In this order
+ * because the epochs hardly ever change: SipHash's state behind them is kept (`cache` is the path
+ * and kind). Words by value, because a load that spans fresh narrower stores waits for them. Global,
+ * so that its stack is not its caller's.
+ */
+__noinline __u64 probe_tag(const struct sip_key *key, const struct tag_epochs *epochs, __u64 round,
+			   __u64 head, __u32 cache)
+{
+	struct tag_prefix *c;
+	__u64 v[4];
+
+	cache &= TAG_PREFIXES - 1;
+	c = bpf_map_lookup_elem(&tag_prefixes, &cache);
+	if (!key || !epochs || !c)
+		return 0;
+	if (((c->key.k0 ^ key->k0) | (c->key.k1 ^ key->k1) | (c->epoch ^ epochs->prober) |
+	     (c->reflector_epoch ^ epochs->reflector)) == 0) {
+		v[0] = c->v[0];
+		v[1] = c->v[1];
+		v[2] = c->v[2];
+		v[3] = c->v[3];
+	} else {
+		sip_begin(v, key->k0, key->k1);
+		sip_word(v, epochs->prober);
+		sip_word(v, epochs->reflector);
+		c->key = *key;
+		c->epoch = epochs->prober;
+		c->reflector_epoch = epochs->reflector;
+		c->v[0] = v[0];
+		c->v[1] = v[1];
+		c->v[2] = v[2];
+		c->v[3] = v[3];
+	}
+	sip_word(v, round);
+	return sip_end(v, head >> 8 | (__u64)PROBE_COVERED << 56);
 }
 
-/* Global, so that its stack is not its caller's. */
-__noinline __u64 probe_tag(const struct probe *p, const struct sip_key *key)
+/* Whole loads: the struct is not packed, or clang would put every word together from bytes. */
+static __always_inline __u64 probe_head(const struct probe *p)
 {
-	if (!p || !key)
-		return 0;
-	return siphash_4words(key->k0, key->k1, probe_word(p, 0), probe_word(p, 1),
-			      probe_word(p, 2), probe_word(p, 3));
+	return ((const __u64 *)p)[3];
 }
 
 /* Everything outside the tag's cover has one right value, except the three intervals. */
@@ -88,6 +130,8 @@ static __always_inline int probe_well_formed(const struct probe *p)
 	__be32 reflector = bpf_htonl(PROBE_DISCRIMINATOR);
 	__u8 state = (p->flags & PROBE_STATE) | PROBE_BFD_AUTH | (reply ? 0 : PROBE_BFD_DEMAND);
 
+	if (!reply && p->reflector_epoch)
+		return 0;
 	return p->vers == PROBE_BFD_VERS && p->state == state && p->mult == p->window &&
 	       p->len == PROBE_BFD_LEN && p->auth_type == PROBE_AUTH_TYPE &&
 	       p->auth_len == PROBE_AUTH_LEN && p->version_pair >> 4 == PROBE_VERSION &&
@@ -115,17 +159,21 @@ enum probe_result {
 };
 
 /* A request: answer in place. *change gets the change of the payload's sum. */
-static __always_inline int probe_request(struct probe *p, struct path *path, struct group *g,
-					 struct group_state *gs, struct path_state *ps, const struct sip_key *key, __u32 *change)
+static __always_inline int probe_request(struct probe *p, struct path *path, __u32 index,
+					 struct group *g, struct group_state *gs,
+					 struct path_state *ps, const struct sip_key *key, __u32 *change)
 {
 	struct settings *s = settings_get();
 	__u64 round = bpf_be64_to_cpu(p->round), tag = p->tag;
 	__u32 pair = p->version_pair & 15;
 	int result = PROBE_REFLECT, err;
-	__u16 *w = (__u16 *)p;
-	__u32 before, after;
+	struct path_stats *stats = bpf_map_lookup_elem(&path_traffic, &index);
+	struct tag_epochs epochs;
+	__u32 head, flags, change_sum;
+	__u16 report;
+	__u64 w0;
 
-	if (!s)
+	if (!s || !stats)
 		return R_PROBE_FORMAT;
 	if (p->epoch == gs->peer_epoch) {
 		err = live_request(gs, ps, round);
@@ -148,24 +196,36 @@ static __always_inline int probe_request(struct probe *p, struct path *path, str
 	if (probe_rate_exceeded(ps))
 		return R_PROBE_RATE;
 
-	/* The words that change: state, flags, report, reflector epoch, tag. Discriminators swap. */
-	before = csum_add(w[0], csum_add(w[13], w[15]));
-	p->flags = (p->flags & (PROBE_SAMPLE)) | PROBE_REPLY | PROBE_MARK |
-		   (s->drained >> (path->uplink & 63) & 1 ? PROBE_ADMIN_DOWN : PROBE_UP);
-	p->state = (p->flags & PROBE_STATE) | PROBE_BFD_AUTH;
+	/*
+	 * What changes: state, flags, report, reflector epoch, tag; discriminators swap. Put
+	 * together in registers and stored in whole words: a load that spans fresh narrower stores
+	 * would wait for them to leave the store buffer.
+	 */
+	head = *(__u32 *)p;
+	w0 = probe_head(p);
+	change_sum = csum_add(
+		~head, csum_add(csum_fold64(~w0),
+				csum_add(csum_fold64(~p->reflector_epoch), csum_fold64(~tag))));
+	flags = (p->flags & PROBE_SAMPLE) | PROBE_REPLY | PROBE_MARK |
+		(s->drained >> (path->uplink & 63) & 1 ? PROBE_ADMIN_DOWN : PROBE_UP);
+	head = (head & ~0xff00u) | ((flags & PROBE_STATE) | PROBE_BFD_AUTH) << 8;
+	report = 0xffff; /* of another epoch nothing is known: no evidence against any path */
+	if (result == PROBE_REFLECT)
+		report = bpf_htons(live_report(gs, g->first_path, g->path_count, p->window));
+	w0 = (w0 & 0x0000ffff00ffffffULL) | (__u64)flags << 24 | (__u64)report << 48;
+	epochs.prober = p->epoch;
+	epochs.reflector = s->epoch;
+	tag = probe_tag(key, &epochs, p->round, w0, index * TAG_KINDS + TAG_OUR_REPLY);
+	*(__u32 *)p = head;
+	*((__u64 *)p + 3) = w0;
 	p->your_discr = p->my_discr;
 	p->my_discr = bpf_htonl(PROBE_DISCRIMINATOR);
-	p->report = bpf_htons(live_report(gs, g->first_path, g->path_count, p->window));
-	after = csum_add(w[0], csum_add(w[13], w[15]));
-	after = csum_add(after, csum_add((__u32)s->epoch, s->epoch >> 32));
-	before = csum_add(before,
-			  csum_add((__u32)p->reflector_epoch, p->reflector_epoch >> 32));
 	p->reflector_epoch = s->epoch;
-	p->tag = probe_tag(p, key);
-	after = csum_add(after, csum_add((__u32)p->tag, p->tag >> 32));
-	before = csum_add(before, csum_add((__u32)tag, tag >> 32));
-	*change = csum_add(after, ~before);
-	__sync_fetch_and_add(&ps->requests, 1);
+	p->tag = tag;
+	*change = csum_add(change_sum,
+			   csum_add(head, csum_add(csum_fold64(w0), csum_add(csum_fold64(s->epoch),
+									     csum_fold64(tag)))));
+	stats->requests++;
 	return result;
 }
 
@@ -207,6 +267,7 @@ __noinline int probe_receive(struct probe *p, __u32 from_reflector, __u32 index,
 	struct path *path = path_get(index);
 	struct path_state *ps = live_path(index, 0);
 	struct path_keys *keys = bpf_map_lookup_elem(&path_key_sets, &index);
+	struct tag_epochs epochs;
 	struct group_state *gs;
 	struct group *g;
 	__u32 slot;
@@ -226,11 +287,15 @@ __noinline int probe_receive(struct probe *p, __u32 from_reflector, __u32 index,
 		slot = 1;
 	else
 		return R_PROBE_KEY;
-	if (p->tag != probe_tag(p, &keys->rx[slot]))
+	epochs.prober = p->epoch;
+	epochs.reflector = p->reflector_epoch;
+	if (p->tag != probe_tag(&keys->rx[slot], &epochs, p->round, probe_head(p),
+				index * TAG_KINDS +
+					(from_reflector ? TAG_THEIR_REPLY : TAG_REQUEST)))
 		return R_PROBE_TAG;
 	if (from_reflector)
 		return probe_reply(p, path, g, gs, ps);
-	return probe_request(p, path, g, gs, ps, &keys->tx[slot], change);
+	return probe_request(p, path, index, g, gs, ps, &keys->tx[slot], change);
 }
 
 #endif

@@ -15,11 +15,12 @@ static __always_inline void rewrite_ipv4(struct iphdr *ip, __be32 saddr, __be32 
 					 __u8 ttl)
 {
 	__u16 *ttl_proto = (__u16 *)&ip->ttl, old = *ttl_proto;
+	__u16 new = (old & bpf_htons(0xff)) | bpf_htons((__u16)ttl << 8);
 
 	ip->saddr = saddr;
 	ip->daddr = daddr;
-	ip->ttl = ttl;
-	ip->check = csum_apply(ip->check, csum_add(diff, csum_word(old, *ttl_proto)));
+	*ttl_proto = new;
+	ip->check = csum_apply(ip->check, csum_add(diff, csum_word(old, new)));
 }
 
 /* Returns how the sum of the header changed, beyond `diff` of the addresses: by the hop limit. */
@@ -27,11 +28,12 @@ static __always_inline __u32 rewrite_ipv6(struct ipv6hdr *ip, const struct addr 
 					  const struct addr *daddr, __u8 hop_limit)
 {
 	__u16 *next_hop = (__u16 *)&ip->nexthdr, old = *next_hop;
+	__u16 new = (old & bpf_htons(0xff00)) | bpf_htons(hop_limit);
 
 	addr_copy(&ip->saddr, saddr);
 	addr_copy(&ip->daddr, daddr);
-	ip->hop_limit = hop_limit;
-	return csum_word(old, *next_hop);
+	*next_hop = new;
+	return csum_word(old, new);
 }
 
 /* Adjusts a quoted transport checksum if it is there; returns the change of the field. */

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * SipHash-2-4 (Aumasson, Bernstein, 2012) of whole 64-bit words; compiles on the host too.
+ * SipHash-2-4 (Aumasson, Bernstein, 2012), word by word; compiles on the host too.
  */
 #ifndef PLAIT_SIPHASH_H
 #define PLAIT_SIPHASH_H
@@ -23,27 +23,35 @@
 		v2 = PLAIT_ROTL64(v2, 32);      \
 	} while (0)
 
-/* Tag of four little-endian words under key k0, k1: the value SipHash gives for those 32 bytes. */
-static inline __attribute__((always_inline)) __u64 siphash_4words(__u64 k0, __u64 k1, __u64 w0,
-								  __u64 w1, __u64 w2, __u64 w3)
-{
-	__u64 v0 = k0 ^ 0x736f6d6570736575ULL, v1 = k1 ^ 0x646f72616e646f6dULL;
-	__u64 v2 = k0 ^ 0x6c7967656e657261ULL, v3 = k1 ^ 0x7465646279746573ULL;
-	__u64 w[5] = { w0, w1, w2, w3, 32ULL << 56 };
+#define PLAIT_SIP_INLINE static inline __attribute__((always_inline))
 
-#pragma clang loop unroll(full)
-	for (int i = 0; i < 5; i++) {
-		v3 ^= w[i];
-		PLAIT_SIPROUND(v0, v1, v2, v3);
-		PLAIT_SIPROUND(v0, v1, v2, v3);
-		v0 ^= w[i];
-	}
-	v2 ^= 0xff;
-	PLAIT_SIPROUND(v0, v1, v2, v3);
-	PLAIT_SIPROUND(v0, v1, v2, v3);
-	PLAIT_SIPROUND(v0, v1, v2, v3);
-	PLAIT_SIPROUND(v0, v1, v2, v3);
-	return v0 ^ v1 ^ v2 ^ v3;
+PLAIT_SIP_INLINE void sip_begin(__u64 v[4], __u64 k0, __u64 k1)
+{
+	v[0] = k0 ^ 0x736f6d6570736575ULL;
+	v[1] = k1 ^ 0x646f72616e646f6dULL;
+	v[2] = k0 ^ 0x6c7967656e657261ULL;
+	v[3] = k1 ^ 0x7465646279746573ULL;
+}
+
+/* One little-endian word of the message. */
+PLAIT_SIP_INLINE void sip_word(__u64 v[4], __u64 w)
+{
+	v[3] ^= w;
+	PLAIT_SIPROUND(v[0], v[1], v[2], v[3]);
+	PLAIT_SIPROUND(v[0], v[1], v[2], v[3]);
+	v[0] ^= w;
+}
+
+/* The last word holds the remaining 0 to 7 bytes of the message below the message's length << 56. */
+PLAIT_SIP_INLINE __u64 sip_end(__u64 v[4], __u64 last)
+{
+	sip_word(v, last);
+	v[2] ^= 0xff;
+	PLAIT_SIPROUND(v[0], v[1], v[2], v[3]);
+	PLAIT_SIPROUND(v[0], v[1], v[2], v[3]);
+	PLAIT_SIPROUND(v[0], v[1], v[2], v[3]);
+	PLAIT_SIPROUND(v[0], v[1], v[2], v[3]);
+	return v[0] ^ v[1] ^ v[2] ^ v[3];
 }
 
 #endif

@@ -65,18 +65,23 @@ enum group_cap {
  * newest and peer_newest by compare-and-swap maximum.
  */
 struct group_state {
+	/* what packets read */
 	__u64 sent;	   /* last round sent; the agent stores it before it sends */
-	__u64 newest;	   /* newest round answered on any path */
 	__u64 fresh;	   /* paths that answer now; the kernel programs */
 	__u64 up;	   /* fresh and past the hold-down: kernel clears, kernel or agent sets */
 	__u64 active;	   /* value of sent when traffic last left towards this peer */
-	__u64 peer_epoch;  /* learned from replies; 0 unknown */
 	__u64 peer_newest; /* newest round the peer sent in that epoch */
+	__u64 heard;	   /* our round when anything last arrived on any path */
+	__u64 resumed;	   /* our round when something arrived after a silence on all paths */
 	__u32 caps;	   /* enum group_cap */
 	__u32 unreachable; /* the agent's word: nothing has answered for a second */
+	/* what only probes read */
+	__u64 newest;	  /* newest round answered on any path */
+	__u64 peer_epoch; /* learned from replies; 0 unknown */
+	__u64 pad[6];
 };
 
-_Static_assert(sizeof(struct group_state) == 64, "struct group_state is shared with user space");
+_Static_assert(sizeof(struct group_state) == 128, "struct group_state is shared with user space");
 
 /* What the packet programs need to know of a path. Written by the agent before it is referenced. */
 struct path {
@@ -108,7 +113,6 @@ struct path_state {
 	__u64 sample_round; /* last reply with PROBE_SAMPLE set, and when it arrived */
 	__u64 sample_at;    /* CLOCK_MONOTONIC ns */
 	__u64 replies;	    /* replies recorded */
-	__u64 requests;	    /* requests reflected */
 	__u64 losses;	    /* times fresh was lost */
 	__u64 congested;    /* of those, how often the path was back within 100 ms */
 	__u64 rate_jiffy;   /* reflections in this jiffy */
@@ -126,8 +130,8 @@ struct path_state {
 	__u64 flaps;	  /* transitions counted as flaps */
 	__u64 rtt_ns;	  /* smoothed; 0 unknown */
 	__u32 loss_ppm;	  /* of the last ten seconds' probes */
-	__u32 state;	  /* the agent's view, enum path_view */
-	__u64 pad1[3];
+	__u32 pad2;
+	__u64 pad1[4];
 };
 
 _Static_assert(sizeof(struct path_state) == 192, "struct path_state is shared with user space");
@@ -154,6 +158,18 @@ struct path_stats {
 	__u64 rx_packets;
 	__u64 rx_bytes;
 	__u64 tx_moved; /* of tx_packets, those whose bucket names another path */
+	__u64 requests; /* of the peer, reflected */
+};
+
+/*
+ * SipHash's state after the words of a tag that stay the same as long as both epochs do. A cache,
+ * one a CPU: an entry is right if key and epochs are those asked for.
+ */
+struct tag_prefix {
+	struct sip_key key;
+	__u64 epoch;
+	__u64 reflector_epoch;
+	__u64 v[4];
 };
 
 struct settings {

@@ -26,6 +26,7 @@ const (
 	namePathStates  = "path_states"
 	namePathKeys    = "path_key_sets"
 	nameTraffic     = "path_traffic"
+	nameTagPrefixes = "tag_prefixes"
 	nameReasons     = "reasons"
 	nameSettings    = "settings_map"
 	nameNative      = "native"
@@ -36,7 +37,7 @@ const (
 func Names() []string {
 	return []string{
 		nameIdentities, namePairs4, namePairs6, nameGroups, nameGroupStates, namePaths,
-		namePathStates, namePathKeys, nameTraffic, nameReasons, nameSettings, nameNative, nameEvents,
+		namePathStates, namePathKeys, nameTraffic, nameTagPrefixes, nameReasons, nameSettings, nameNative, nameEvents,
 	}
 }
 
@@ -240,6 +241,7 @@ func (s *Set) Traffic(n uint32) ([]PathStats, error) {
 				t.RxPackets += v.RxPackets
 				t.RxBytes += v.RxBytes
 				t.TxMoved += v.TxMoved
+				t.Requests += v.Requests
 			}
 			out = append(out, t)
 		}

@@ -4,7 +4,6 @@ package probe
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -203,6 +202,9 @@ func (s *Sender) String() string { return "probe sender" }
 
 // Run sends until ctx ends.
 func (s *Sender) Run(ctx context.Context) error {
+	// One more than the others need: the sending thread keeps its own.
+	runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + 1)
+	defer func() { runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) - 1) }()
 	done := make(chan struct{})
 	var stop atomic.Bool
 	unhook := context.AfterFunc(ctx, func() { stop.Store(true) })
@@ -367,7 +369,7 @@ func (p *path) forgive(round uint64) {
 
 func (s *Sender) flush(p *plan, n int) {
 	for sent := 0; sent < n; {
-		got, _, errno := unix.Syscall6(unix.SYS_SENDMMSG, uintptr(s.fd),
+		got, _, errno := unix.RawSyscall6(unix.SYS_SENDMMSG, uintptr(s.fd),
 			uintptr(unsafe.Pointer(&p.msgs[sent])), uintptr(n-sent), unix.MSG_DONTWAIT, 0, 0)
 		switch {
 		case errno == unix.EINTR:
@@ -381,15 +383,29 @@ func (s *Sender) flush(p *plan, n int) {
 	}
 }
 
+// The sending thread makes raw system calls only: the Go scheduler does not hear of them, leaves the thread its processor
+// while it sleeps, and does not look for work at every round. What the runtime wants of the thread it says with a signal,
+// which ends the sleep.
+
 func monotonic() time.Duration {
 	var ts unix.Timespec
 	// Cannot fail with a valid clock and pointer.
-	_ = unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts)
+	_, _, _ = unix.RawSyscall(unix.SYS_CLOCK_GETTIME, unix.CLOCK_MONOTONIC, uintptr(unsafe.Pointer(&ts)), 0)
 	return time.Duration(ts.Nano())
 }
 
 func sleepUntil(at time.Duration) {
-	ts := unix.NsecToTimespec(int64(at))
-	for errors.Is(unix.ClockNanosleep(unix.CLOCK_MONOTONIC, unix.TIMER_ABSTIME, &ts, nil), unix.EINTR) {
+	for !sleptUntil(at) {
 	}
+}
+
+// sleptUntil sleeps until at and reports whether it got there. After a signal the runtime stops the thread where a
+// function is called: at the next call of this one.
+//
+//go:noinline
+func sleptUntil(at time.Duration) bool {
+	ts := unix.NsecToTimespec(int64(at))
+	_, _, errno := unix.RawSyscall6(unix.SYS_CLOCK_NANOSLEEP, unix.CLOCK_MONOTONIC, unix.TIMER_ABSTIME,
+		uintptr(unsafe.Pointer(&ts)), 0, 0, 0)
+	return errno != unix.EINTR
 }

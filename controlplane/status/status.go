@@ -386,7 +386,6 @@ func (t *taker) path(i, n uint32, gs *maps.GroupState, unreachable bool) (Path, 
 		Flaps:       atomic.LoadUint64(&ps.Flaps),
 		ProbesSent:  atomic.LoadUint64(&ps.Probes),
 		Replies:     atomic.LoadUint64(&ps.Replies),
-		Requests:    atomic.LoadUint64(&ps.Requests),
 	}
 	u := t.uplinks[m.Uplink]
 	if u == nil { // of an uplink that the state does not have yet
@@ -395,8 +394,8 @@ func (t *taker) path(i, n uint32, gs *maps.GroupState, unreachable bool) (Path, 
 	p.Uplink = u.Name
 	if i < uint32(len(t.traffic)) {
 		tr := t.traffic[i]
-		p.TxPackets, p.TxBytes, p.RxPackets, p.RxBytes, p.TxMoved =
-			tr.TxPackets, tr.TxBytes, tr.RxPackets, tr.RxBytes, tr.TxMoved
+		p.TxPackets, p.TxBytes, p.RxPackets, p.RxBytes, p.TxMoved, p.Requests =
+			tr.TxPackets, tr.TxBytes, tr.RxPackets, tr.RxBytes, tr.TxMoved, tr.Requests
 		u.TxPackets += tr.TxPackets
 		u.TxBytes += tr.TxBytes
 		u.RxPackets += tr.RxPackets

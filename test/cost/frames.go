@@ -4,6 +4,7 @@ package cost
 
 import (
 	"encoding/binary"
+	"slices"
 
 	"github.com/dchest/siphash"
 	"github.com/gopacket/gopacket"
@@ -57,8 +58,13 @@ func probe(reply bool, n byte, round uint64) []byte {
 	p[offVersion], p[offVersion+1] = 1<<4|n, p[2]
 	binary.LittleEndian.PutUint64(p[offEpoch:], epoch)
 	binary.BigEndian.PutUint64(p[offRound:], round)
-	binary.LittleEndian.PutUint64(p[offTag:], siphash.Hash(rxKey[0], rxKey[1], p[offAuth:offTag]))
+	binary.LittleEndian.PutUint64(p[offTag:], siphash.Hash(rxKey[0], rxKey[1], covered(p)))
 	return p
+}
+
+// covered is what a probe's tag covers, in the order of docs/wire.md.
+func covered(p []byte) []byte {
+	return slices.Concat(p[32:40], p[48:56], p[40:48], p[25:32])
 }
 
 // frame builds an Ethernet frame with right lengths and checksums, padded to 60 bytes: 64 on a wire.

@@ -98,6 +98,7 @@ static void host_peer_epoch(struct host *h, __u64 now, __u64 epoch)
 import "C"
 
 import (
+	"encoding/binary"
 	"fmt"
 	"unsafe"
 
@@ -210,10 +211,19 @@ func BucketScore(bucket, number uint32) uint32 {
 	return uint32(C.bucket_score(C.__u32(bucket), C.__u32(number)))
 }
 
-// SipHash is SipHash-2-4 of four little-endian words under the key k0, k1.
-func SipHash(k0, k1 uint64, w [4]uint64) uint64 {
-	return uint64(C.siphash_4words(C.__u64(k0), C.__u64(k1), C.__u64(w[0]), C.__u64(w[1]),
-		C.__u64(w[2]), C.__u64(w[3])))
+// SipHash is SipHash-2-4 of a message under the key k0, k1, fed word by word.
+func SipHash(k0, k1 uint64, message []byte) uint64 {
+	var v [4]uint64
+	state := (*C.__u64)(unsafe.Pointer(&v[0]))
+	C.sip_begin(state, C.__u64(k0), C.__u64(k1))
+	last := uint64(len(message)) << 56
+	for ; len(message) >= 8; message = message[8:] {
+		C.sip_word(state, C.__u64(binary.LittleEndian.Uint64(message)))
+	}
+	for i, x := range message {
+		last |= uint64(x) << (8 * i)
+	}
+	return uint64(C.sip_end(state, C.__u64(last)))
 }
 
 // CsumAdd is the one's complement sum of two 32-bit words (RFC 1071).
@@ -229,6 +239,9 @@ func CsumApply(check uint16, diff uint32) uint16 {
 
 // CsumWord is the change of the sum when a 16-bit word changes.
 func CsumWord(from, to uint16) uint32 { return uint32(C.csum_word(C.__u16(from), C.__u16(to))) }
+
+// CsumFold64 is the sum of the two halves of a 64-bit word.
+func CsumFold64(w uint64) uint32 { return uint32(C.csum_fold64(C.__u64(w))) }
 
 // CsumWords4 is the sum of four 32-bit words.
 func CsumWords4(w [4]uint32) uint32 {

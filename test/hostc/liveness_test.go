@@ -386,6 +386,57 @@ func TestAgentStallsTakeNothingDown(t *testing.T) {
 	}
 }
 
+// A whole host stands still, and what waited for it comes in batches of a path each: neither it nor
+// its peer takes anything down, or takes it for congestion. A rule that compares times does.
+func TestHostStallsTakeNothingDown(t *testing.T) {
+	for _, n := range []int{2, 3, 8} {
+		for seed := range uint64(3) {
+			s := twoHosts(t, seed, n)
+			at := s.now
+			for _, h := range s.hosts {
+				h.naive = newNaiveRule(n, 3500*us)
+			}
+			stalls := []int64{2, 3, 4, 5, 10, 30, 64, 76, 130, 250}
+			for _, d := range stalls {
+				for _, h := range s.hosts {
+					h.stall(d * ms)
+					s.run(s.now + d*ms + 50*ms + s.rng.Int64N(ms))
+				}
+			}
+			for _, h := range s.hosts {
+				if what := h.since(at); what != "" {
+					t.Errorf("%d paths, seed %d, host %d: %s", n, seed, h.id, what)
+				}
+				for i := range n {
+					if m := h.rule.Path(i).Multiplier; m != 3 {
+						t.Errorf("%d paths, seed %d, host %d: a stall raised multiplier %d to %d", n, seed, h.id, i, m)
+					}
+				}
+				if h.naive.falls < 8*n {
+					t.Errorf("%d paths, seed %d, host %d: the rule of time fell %d times, expected at least %d", n, seed,
+						h.id, h.naive.falls, 8*n)
+				}
+			}
+		}
+	}
+}
+
+// A path that is cut while the peer stands still is found when it goes on.
+func TestCutDuringHostStall(t *testing.T) {
+	for seed := range uint64(20) {
+		s := twoHosts(t, seed, 2)
+		s.hosts[1].stall(76 * ms)
+		s.cut(0, 0, 1)
+		at := s.now + 76*ms
+		s.run(at + 8*ms)
+		for _, h := range s.hosts {
+			if h.rule.Group().Fresh != 2 {
+				t.Errorf("seed %d, host %d: fresh %b", seed, h.id, h.rule.Group().Fresh)
+			}
+		}
+	}
+}
+
 // An agent that is stopped and started goes on with its rounds; nothing changes. A cut while it is
 // dead is found by the first rounds after.
 func TestAgentRestart(t *testing.T) {

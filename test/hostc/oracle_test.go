@@ -99,6 +99,31 @@ func (o *oracle) silence(path int) uint64 {
 	return o.sent // since the first round ever
 }
 
+// resuming tells whether something arrives again, since less than the configured multiplier of rounds,
+// after as many rounds or more in which nothing arrived on any path: a host stood still.
+func (o *oracle) resuming() bool {
+	// The rounds in which something arrived, newest first.
+	round, heard := o.sent, []uint64{}
+	for _, h := range slices.Backward(o.history) {
+		switch {
+		case h.what == hSent:
+			round = h.round - 1
+		case h.arrival() && (len(heard) == 0 || heard[len(heard)-1] != round):
+			heard = append(heard, round)
+		}
+	}
+	heard = append(heard, 0)
+	for i := range len(heard) - 1 {
+		if o.sent-heard[i] >= o.configured {
+			return false
+		}
+		if heard[i]-heard[i+1] >= o.configured {
+			return true
+		}
+	}
+	return o.sent < o.configured // nothing was before the first round
+}
+
 func (o *oracle) begin(round uint64) {
 	o.sent = round
 	o.note(hSent, -1, round)
@@ -134,6 +159,9 @@ func (o *oracle) reply(now uint64, path int, round uint64, report uint16) int {
 	}
 	if newest > round {
 		lag = newest - round
+	}
+	if o.resuming() {
+		missed, lag = 0, 0
 	}
 	switch {
 	case !o.fresh[path]:
@@ -173,7 +201,7 @@ func (o *oracle) back(now uint64, path int, round, missed uint64) {
 // judge decides about a fresh path when another answered round.
 func (o *oracle) judge(now uint64, path int, round uint64, report uint16) {
 	last := o.answered(path)
-	if round < last || round-last < o.threshold(path) {
+	if round < last || round-last < o.threshold(path) || o.resuming() {
 		return
 	}
 	reason := uint32(0)

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"hash/fnv"
+	"slices"
 
 	"github.com/dchest/siphash"
 
@@ -86,7 +87,13 @@ func (p probe) bytes(k0, k1 uint64) []byte {
 	b = binary.LittleEndian.AppendUint64(b, p.epoch)
 	b = be.AppendUint64(b, p.round)
 	b = binary.LittleEndian.AppendUint64(b, p.reflectorEpoch)
-	return binary.LittleEndian.AppendUint64(b, siphash.Hash(k0, k1, b[24:56]))
+	return binary.LittleEndian.AppendUint64(b, siphash.Hash(k0, k1, slices.Concat(b[32:40], b[48:56], b[40:48], b[25:32])))
+}
+
+// tag is SipHash-2-4 over both epochs, the round, and what lies between the authentication type and
+// the first epoch.
+func tag(k0, k1 uint64, b []byte) uint64 {
+	return siphash.Hash(k0, k1, slices.Concat(b[32:40], b[48:56], b[40:48], b[25:32]))
 }
 
 // on builds the frame of a probe from one host to another on one of their paths, as its sender

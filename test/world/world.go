@@ -128,7 +128,8 @@ func (w *World) fillGroup(tb testing.TB, sg state.Group, host int, first uint32,
 			ps.Newest, ps.Heard = Round, Round
 			ps.Since = Now - uint64(3*time.Hour)
 			ps.SampleAt = Now - uint64(16*time.Millisecond)
-			ps.Probes, ps.Replies, ps.Requests = Round, Round-5, Round-7
+			ps.Probes, ps.Replies = Round, Round-5
+			w.putTraffic(tb, i, maps.PathStats{Requests: requests})
 			ps.RttNs, ps.BaseLag = uint64(100_000+1000*i), 1
 		}
 		w.Set.SetPath(i, p)
@@ -230,8 +231,17 @@ func (w *World) PathState(group, n uint32) *maps.PathState {
 	return w.Set.PathStates.At(w.Set.Groups.At(group).FirstPath + n)
 }
 
+// requests is how many of the peer's probes a path has answered.
+const requests = Round - 7
+
 // SetTraffic stores the traffic of path n of a group, spread over the CPUs.
 func (w *World) SetTraffic(tb testing.TB, group, n uint32, sum maps.PathStats) {
+	tb.Helper()
+	sum.Requests = requests
+	w.putTraffic(tb, w.Set.Groups.At(group).FirstPath+n, sum)
+}
+
+func (w *World) putTraffic(tb testing.TB, path uint32, sum maps.PathStats) {
 	tb.Helper()
 	cpus, err := ebpf.PossibleCPU()
 	must(tb, err)
@@ -241,7 +251,7 @@ func (w *World) SetTraffic(tb testing.TB, group, n uint32, sum maps.PathStats) {
 		values[cpus-1].TxPackets--
 		values[0].TxPackets = 1
 	}
-	must(tb, w.Set.Maps["path_traffic"].Put(w.Set.Groups.At(group).FirstPath+n, values))
+	must(tb, w.Set.Maps["path_traffic"].Put(path, values))
 }
 
 // SetReason stores how many packets a reason has, spread over the CPUs.

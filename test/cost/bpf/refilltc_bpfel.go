@@ -23,7 +23,6 @@ type RefillTCPathState struct {
 	SampleRound   uint64
 	SampleAt      uint64
 	Replies       uint64
-	Requests      uint64
 	Losses        uint64
 	Congested     uint64
 	RateJiffy     uint64
@@ -40,8 +39,8 @@ type RefillTCPathState struct {
 	Flaps         uint64
 	RttNs         uint64
 	LossPpm       uint32
-	State         uint32
-	Pad1          [3]uint64
+	Pad2          uint32
+	Pad1          [4]uint64
 }
 
 type RefillTCRefill struct {
