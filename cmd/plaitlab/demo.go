@@ -192,7 +192,7 @@ func (d *demonstration) start(ctx context.Context) (err error) {
 	}
 	d.step("%d TCP connections and %d UDP streams of %s packets/s between",
 		len(d.streams.tcp), len(d.streams.udp), grouped(udpRate))
-	d.s.sayf("%9sidentities: IPv4, IPv6, both ways, over both fabrics, every byte checked", "")
+	d.s.sayf("%9sidentities, IPv4 and IPv6, both ways, over both fabrics, bytes checked", "")
 	g := d.s.glyphs
 	d.s.sayf("")
 	d.s.sayf("A column is 0.1 s. Over a fabric: its share of the traffic, %s no answer,", g.down)
