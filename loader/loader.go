@@ -95,7 +95,7 @@ func Open(bpffs string, sizes maps.Sizes, log *slog.Logger) (_ *Loader, err erro
 	l := &Loader{bpffs: bpffs, log: log}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, l.Close())
+			err = errors.Join(err, l.Discard(), l.Close())
 		}
 	}()
 	l.Set, err = Maps(bpffs, true)
@@ -215,6 +215,22 @@ func (l *Loader) Close() error {
 	return errors.Join(errs...)
 }
 
+// Discard detaches and removes what this Loader pinned, if it created the maps: for a start that
+// failed. What it adopted stays.
+func (l *Loader) Discard() error {
+	if !l.Created {
+		return nil
+	}
+	if err := os.RemoveAll(dir(l.bpffs)); err != nil {
+		return fmt.Errorf("removing pins: %w", err)
+	}
+	// Another layout's data plane may still be there.
+	if err := os.Remove(Root(l.bpffs)); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTEMPTY) {
+		return fmt.Errorf("removing pins: %w", err)
+	}
+	return nil
+}
+
 // AttachPlait0 attaches the egress program to plait0 and the far end's to its peer.
 func (l *Loader) AttachPlait0(plait0, far int) error {
 	if err := l.tcx("far-end", far, l.egress.PlaitFarEnd, ebpf.AttachTCXIngress); err != nil {
@@ -238,7 +254,7 @@ type Want int
 // Hooks to ask for.
 const (
 	Auto Want = iota // native XDP on NICs, tcx on virtual devices and where XDP cannot be
-	XDP              // native XDP or an error
+	XDP              // native XDP or an error, but tcx where another program has it
 	TC               // tcx
 )
 
@@ -262,7 +278,7 @@ func (l *Loader) AttachUplink(name string, ifindex int, driver string, want Want
 		hook = Hook{Kind: "tc", Why: "driver " + driver}
 	default:
 		if err := l.xdp(xdpPin, ifindex); err != nil {
-			if want == XDP {
+			if want == XDP && !taken(err) {
 				return Hook{}, fmt.Errorf("attaching native XDP to %s: %w", name, err)
 			}
 			hook = Hook{Kind: "tc", Why: xdpRefusal(err)}
@@ -277,10 +293,13 @@ func (l *Loader) AttachUplink(name string, ifindex int, driver string, want Want
 	return hook, l.unpin(xdpPin)
 }
 
+// taken says that the error of attaching XDP is that another program is there.
+func taken(err error) bool { return errors.Is(err, unix.EBUSY) || errors.Is(err, unix.EEXIST) }
+
 // xdpRefusal says in a few words why native XDP could not be attached.
 func xdpRefusal(err error) string {
 	switch {
-	case errors.Is(err, unix.EBUSY), errors.Is(err, unix.EEXIST):
+	case taken(err):
 		return "another XDP program is attached"
 	case errors.Is(err, unix.EOPNOTSUPP):
 		return "driver has no native XDP"

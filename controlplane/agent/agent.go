@@ -79,13 +79,22 @@ type attached struct {
 // that was running before goes on as it was.
 func Start(opt Options) (_ *Agent, err error) {
 	a := &Agent{opt: opt, cfg: opt.Config, log: opt.Log, hooks: map[string]attached{}, locs: map[string][]netip.Addr{}}
+	first := false
 	defer func() {
 		if err != nil {
+			if first {
+				err = errors.Join(err, a.abandon())
+			}
 			err = errors.Join(err, a.Close())
 		}
 	}()
 	if a.lock, err = state.Acquire(opt.RunDir); err != nil {
 		return nil, err
+	}
+	old, err := state.Read(opt.RunDir)
+	first = errors.Is(err, state.ErrNone)
+	if err != nil && !first {
+		return nil, fmt.Errorf("%w; `plait down` removes it", err)
 	}
 	if a.host, err = hostnet.New(a.log); err != nil {
 		return nil, err
@@ -95,10 +104,6 @@ func Start(opt Options) (_ *Agent, err error) {
 	}
 	if a.rings, err = a.cfg.LoadKeys(); err != nil {
 		return nil, err
-	}
-	old, err := state.Read(opt.RunDir)
-	if err != nil && !errors.Is(err, state.ErrNone) {
-		return nil, fmt.Errorf("%w; `plait down` removes it", err)
 	}
 	if err = loader.CheckBPFFS(opt.BPFFS); err != nil {
 		return nil, err
@@ -135,6 +140,25 @@ func Start(opt Options) (_ *Agent, err error) {
 		return nil, err
 	}
 	return a, nil
+}
+
+// abandon takes back what a first start that failed has made, so that a refusal changes nothing.
+func (a *Agent) abandon() error {
+	var errs []error
+	if a.loader != nil {
+		if !a.loader.Created {
+			return nil // pins of an earlier data plane, whatever became of its state
+		}
+		var undo hostnet.Undo
+		if a.st != nil {
+			undo = a.st.Undo
+		}
+		if err := a.host.Remove(undo); !errors.Is(err, hostnet.ErrForeignLink) { // which is why it failed
+			errs = append(errs, err)
+		}
+		errs = append(errs, a.loader.Discard())
+	}
+	return errors.Join(append(errs, state.Remove(a.opt.RunDir))...)
 }
 
 // bringUp does the first pass, in the order in which nothing is ever half there: programs before
