@@ -211,7 +211,7 @@ static __always_inline int egress_ipv4(struct __sk_buff *skb, struct ethhdr *eth
 	rewrite_ipv4(ip, c.path->local.a[0], c.path->remote.a[0], c.path->csum_egress,
 		     ip->ttl | PLAIT_MARK_BITS);
 	if (off >= 0 &&
-	    hook_l4_csum(skb, l4.off + off, c.path->csum_egress, l4.proto == IPPROTO_UDP))
+	    hook_l4_csum(skb, l4.off + off, c.path->csum_egress, l4_csum_nonzero(l4.proto)))
 		return R_EGRESS_REWRITE;
 	count_tx(c.index, hook_segments(skb), hook_len(skb), c.moved);
 	*verdict = send(skb, c.path);
@@ -275,7 +275,7 @@ static __always_inline int egress_ipv6(struct __sk_buff *skb, struct ethhdr *eth
 	}
 	rewrite_ipv6(ip, &c.path->local, &c.path->remote, ip->hop_limit | PLAIT_MARK_BITS);
 	if (off >= 0 &&
-	    hook_l4_csum(skb, l4.off + off, c.path->csum_egress, l4.proto == IPPROTO_UDP))
+	    hook_l4_csum(skb, l4.off + off, c.path->csum_egress, l4_csum_nonzero(l4.proto)))
 		return R_EGRESS_REWRITE;
 	count_tx(c.index, hook_segments(skb), hook_len(skb), c.moved);
 	*verdict = send(skb, c.path);

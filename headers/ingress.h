@@ -23,13 +23,16 @@ enum ingress_result {
 	INGRESS_FOREIGN = -5,	/* a probe between hosts that are not our peers: count, pass */
 };
 
-/* Accounts for a restored packet; liveness takes it as evidence. */
-static __always_inline void restored(hook_ctx *ctx, __u32 index, struct path *path)
+/*
+ * Accounts for a restored packet. Liveness takes one from the peer as evidence; what a router says
+ * of a cut path is none.
+ */
+static __always_inline void restored(hook_ctx *ctx, __u32 index, struct path *path, int from_peer)
 {
 	struct group_state *gs = live_group(path->group);
 	struct path_state *ps = live_path(index, 0);
 
-	if (gs && ps)
+	if (gs && ps && from_peer)
 		live_heard(gs, ps);
 	count_rx(index, hook_segments(ctx), hook_len(ctx));
 }
@@ -84,6 +87,7 @@ static __always_inline int ingress_icmp4(hook_ctx *ctx, struct iphdr *ip, struct
 	struct path *path;
 	__be32 saddr = ip->saddr;
 	__u32 *index, change, diff;
+	int from_peer;
 	__u8 ttl = ip->ttl;
 	__be16 *ports;
 
@@ -109,14 +113,15 @@ static __always_inline int ingress_icmp4(hook_ctx *ctx, struct iphdr *ip, struct
 				path->csum_ingress, in->ttl - PLAIT_MARK);
 	icmp->checksum = csum_apply(icmp->checksum, change);
 	diff = csum_add(~ip->daddr, path->identity.a[0]);
-	if (saddr == path->remote.a[0]) {
+	from_peer = saddr == path->remote.a[0];
+	if (from_peer) {
 		saddr = path->peer_identity.a[0];
 		diff = path->csum_ingress;
 		if (ttl >= PLAIT_MARK)
 			ttl -= PLAIT_MARK;
 	}
 	rewrite_ipv4(ip, saddr, path->identity.a[0], diff, ttl);
-	restored(ctx, *index, path);
+	restored(ctx, *index, path, from_peer);
 	return INGRESS_PASS;
 }
 
@@ -128,6 +133,7 @@ static __always_inline int ingress_icmp6(hook_ctx *ctx, struct ipv6hdr *ip, stru
 	struct path *path;
 	__u32 *index, change, diff, hop_change;
 	__u8 hop_limit = ip->hop_limit;
+	int from_peer;
 	__be16 *ports;
 
 	if ((void *)(in + 1) > data_end)
@@ -152,7 +158,8 @@ static __always_inline int ingress_icmp6(hook_ctx *ctx, struct ipv6hdr *ip, stru
 	change = rewrite_quote6(in, data_end, &path->identity, &path->peer_identity,
 				path->csum_ingress, in->hop_limit - PLAIT_MARK);
 	__builtin_memcpy(&source, &ip->saddr, sizeof(source));
-	if (addr_equal(&source, &path->remote)) {
+	from_peer = addr_equal(&source, &path->remote);
+	if (from_peer) {
 		source = path->peer_identity;
 		diff = path->csum_ingress;
 		if (hop_limit >= PLAIT_MARK)
@@ -162,7 +169,7 @@ static __always_inline int ingress_icmp6(hook_ctx *ctx, struct ipv6hdr *ip, stru
 	}
 	icmp->icmp6_cksum = csum_apply(icmp->icmp6_cksum, csum_add(change, diff));
 	hop_change = rewrite_ipv6(ip, &source, &path->identity, hop_limit);
-	restored(ctx, *index, path);
+	restored(ctx, *index, path, from_peer);
 	hook_csum_complete(ctx, hop_change); /* all else cancels out in the checksum */
 	return INGRESS_PASS;
 }
@@ -246,9 +253,9 @@ static __always_inline int ingress_ipv4(hook_ctx *ctx, struct ethhdr *eth, void 
 
 	rewrite_ipv4(ip, path->peer_identity.a[0], path->identity.a[0], path->csum_ingress,
 		     ip->ttl - PLAIT_MARK);
-	restored(ctx, index, path);
+	restored(ctx, index, path, 1);
 	if (off >= 0 &&
-	    hook_l4_csum(ctx, l4.off + off, path->csum_ingress, l4.proto == IPPROTO_UDP))
+	    hook_l4_csum(ctx, l4.off + off, path->csum_ingress, l4_csum_nonzero(l4.proto)))
 		return R_INGRESS_REWRITE;
 	return INGRESS_PASS;
 }
@@ -336,9 +343,9 @@ static __always_inline int ingress_ipv6(hook_ctx *ctx, struct ethhdr *eth, void 
 
 	hop_change = rewrite_ipv6(ip, &path->peer_identity, &path->identity,
 				  ip->hop_limit - PLAIT_MARK);
-	restored(ctx, index, path);
+	restored(ctx, index, path, 1);
 	if (off >= 0 &&
-	    hook_l4_csum(ctx, l4.off + off, path->csum_ingress, l4.proto == IPPROTO_UDP))
+	    hook_l4_csum(ctx, l4.off + off, path->csum_ingress, l4_csum_nonzero(l4.proto)))
 		return R_INGRESS_REWRITE;
 	hook_csum_complete(ctx, csum_add(path->csum_ingress, hop_change));
 	return INGRESS_PASS;

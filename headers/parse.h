@@ -107,6 +107,12 @@ static __always_inline int l4_csum_off(__u8 proto)
 	return -1;
 }
 
+/* A computed checksum of zero is sent as all ones: RFC 768, RFC 3828 section 3.1. */
+static __always_inline int l4_csum_nonzero(__u8 proto)
+{
+	return proto == IPPROTO_UDP || proto == PROTO_UDPLITE;
+}
+
 static __always_inline int icmp4_is_error(__u8 type)
 {
 	return type == ICMP_DEST_UNREACH || type == ICMP_SOURCE_QUENCH ||

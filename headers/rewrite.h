@@ -51,7 +51,7 @@ static __always_inline __u32 rewrite_quoted_l4(void *l4, void *data_end, __u8 pr
 	if (proto == IPPROTO_UDP && !old)
 		return 0;
 	*check = csum_apply(old, diff);
-	if (proto == IPPROTO_UDP && !*check)
+	if (l4_csum_nonzero(proto) && !*check)
 		*check = 0xffff;
 	return csum_word(old, *check);
 }

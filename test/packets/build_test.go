@@ -38,6 +38,7 @@ type packet struct {
 	body
 	options  []byte // IPv4, a multiple of 4 bytes
 	exts     []ext  // IPv6
+	flow     uint32 // IPv6: flow label
 	tos      uint8  // traffic class
 	more     bool   // IPv4: more fragments
 	offset   uint16 // IPv4: of this fragment, in 8 bytes
@@ -120,7 +121,7 @@ func (p packet) ip(e ends, hop uint8) []byte {
 		chain, next = append(h, chain...), p.exts[i].proto
 	}
 	h := &layers.IPv6{
-		Version: 6, TrafficClass: p.tos, FlowLabel: 0x12345, HopLimit: hop,
+		Version: 6, TrafficClass: p.tos, FlowLabel: 0x12345 ^ p.flow, HopLimit: hop,
 		NextHeader: layers.IPProtocol(next), SrcIP: e.src.AsSlice(), DstIP: e.dst.AsSlice(),
 	}
 	out := serialize(h, gopacket.Payload(append(chain, payload...)))

@@ -24,6 +24,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/ringbuf"
+	"pgregory.net/rapid"
 
 	"github.com/plait-net/plait/bpf"
 	"github.com/plait-net/plait/maps"
@@ -125,6 +126,10 @@ func newWorld(t testing.TB, me host, peers ...host) *world {
 	for _, peer := range peers {
 		for _, f := range families {
 			w.addPeer(t, peer, f)
+			for n := range numPaths {
+				arrived := packet{body: raw(253, nil)}.frame(locators(f, peer, me, n), 255)
+				w.run(t, ingressTC, arrived, nil)
+			}
 		}
 	}
 	for i := range uint32(numGroups) {
@@ -150,7 +155,7 @@ func (w *world) path(peer host, f maps.Family, number int) uint32 {
 	return 4*w.group(peer, f) + uint32(number)
 }
 
-func (w *world) addPeer(t testing.TB, peer host, f maps.Family) {
+func (w *world) addPeer(t rapid.TB, peer host, f maps.Family) {
 	t.Helper()
 	s, group := w.Set, w.group(peer, f)
 	g := s.Groups.At(group)
@@ -195,7 +200,7 @@ func (w *world) allOn(peer host, f maps.Family, number uint8) {
 }
 
 // restore puts liveness back to the start of a case.
-func (w *world) restore(t testing.TB) {
+func (w *world) restore(t rapid.TB) {
 	t.Helper()
 	for i := range w.states {
 		*w.Set.GroupStates.At(uint32(i)) = w.states[i]
@@ -207,7 +212,7 @@ func (w *world) restore(t testing.TB) {
 }
 
 // drain returns the events that the programs published.
-func (w *world) drain(t testing.TB) []maps.Event {
+func (w *world) drain(t rapid.TB) []maps.Event {
 	t.Helper()
 	var out []maps.Event
 	w.events.SetDeadline(time.Unix(1, 0)) // only what is there
@@ -233,7 +238,7 @@ type counters struct {
 	traffic map[uint32]maps.PathStats
 }
 
-func (w *world) counters(t testing.TB) counters {
+func (w *world) counters(t rapid.TB) counters {
 	t.Helper()
 	c := counters{map[maps.Reason]uint64{}, map[uint32]maps.PathStats{}}
 	m := w.Set.Maps["reasons"]
@@ -276,6 +281,7 @@ func (c counters) since(old counters) counters {
 		g := maps.PathStats{
 			TxPackets: s.TxPackets - o.TxPackets, TxBytes: s.TxBytes - o.TxBytes,
 			RxPackets: s.RxPackets - o.RxPackets, RxBytes: s.RxBytes - o.RxBytes, TxMoved: s.TxMoved - o.TxMoved,
+			Requests: s.Requests - o.Requests,
 		}
 		if g != (maps.PathStats{}) {
 			d.traffic[i] = g
@@ -284,14 +290,15 @@ func (c counters) since(old counters) counters {
 	return d
 }
 
-// memory is every map that is not a counter, as bytes by map and key.
+// memory is every map that is neither a counter nor a cache, as bytes by map and key.
 type memory map[string]string
 
-func (w *world) memory(t testing.TB) memory {
+func (w *world) memory(t rapid.TB) memory {
 	t.Helper()
 	out := memory{}
 	for name, m := range w.Set.Maps {
-		if name == "reasons" || name == "path_traffic" || name == "events" {
+		switch name {
+		case "reasons", "path_traffic", "events", "tag_prefixes":
 			continue
 		}
 		var k, v []byte
@@ -375,6 +382,7 @@ type want struct {
 	path     int         // of the traffic below; ignored if there is none
 	tx, rx   int         // packets; their bytes are the frame's
 	moved    int
+	requests int             // reflected
 	live     func(*liveness) // changes to liveness; nil: none
 	segments int             // 0: 1
 	bytes    int             // of the traffic; 0: the frame's
@@ -396,7 +404,7 @@ func (h hook) verdict(v verdict) uint32 {
 }
 
 // run gives a frame to a program.
-func (w *world) run(t testing.TB, h hook, frame []byte, context any) (verdict uint32, out []byte) {
+func (w *world) run(t rapid.TB, h hook, frame []byte, context any) (verdict uint32, out []byte) {
 	t.Helper()
 	opts := ebpf.RunOptions{
 		Data: frame, DataOut: make([]byte, len(frame)+256), Context: context, Flags: h.flags,
@@ -409,12 +417,12 @@ func (w *world) run(t testing.TB, h hook, frame []byte, context any) (verdict ui
 }
 
 // check runs a frame and holds everything against what is wanted.
-func (w *world) check(t testing.TB, h hook, frame []byte, want want) {
+func (w *world) check(t rapid.TB, h hook, frame []byte, want want) {
 	t.Helper()
 	w.checkWith(t, h, frame, nil, want)
 }
 
-func (w *world) checkWith(t testing.TB, h hook, frame []byte, context any, want want) {
+func (w *world) checkWith(t rapid.TB, h hook, frame []byte, context any, want want) {
 	t.Helper()
 	bad := false
 	errorf := func(format string, args ...any) {
@@ -454,11 +462,11 @@ func (w *world) checkWith(t testing.TB, h hook, frame []byte, context any, want 
 		size = want.bytes
 	}
 	traffic := map[uint32]maps.PathStats{}
-	if want.tx+want.rx > 0 {
+	if want.tx+want.rx+want.requests > 0 {
 		traffic[uint32(want.path)] = maps.PathStats{
 			TxPackets: uint64(want.tx) * segments, TxBytes: uint64(want.tx * size),
 			RxPackets: uint64(want.rx) * segments, RxBytes: uint64(want.rx * size),
-			TxMoved: uint64(want.moved) * segments,
+			TxMoved: uint64(want.moved) * segments, Requests: uint64(want.requests),
 		}
 	}
 	if fmt.Sprint(d.traffic) != fmt.Sprint(traffic) {
