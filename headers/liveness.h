@@ -103,17 +103,28 @@ LIVE_INLINE int live_resuming(const struct group_state *g, const struct path_sta
 }
 
 /*
+ * Rounds of patience with a path on which the peer is still heard: half as many again. One direction
+ * alone seldom fails, but a full queue or a busy CPU often holds one direction back.
+ */
+LIVE_INLINE __u32 live_oneway(__u32 threshold)
+{
+	return threshold + threshold / 2 + 1;
+}
+
+/*
  * A path's verdict when another answered `round`: 0 keep, or the enum lost_reason. `report` is the
  * peer's mask of the paths on which it heard us lately.
  */
 LIVE_INLINE int live_verdict(const struct group_state *g, const struct path_state *p, __u32 number,
 			     __u64 round, __u32 report)
 {
-	if (live_resuming(g, p) || round < p->newest + live_threshold(p))
+	__u32 threshold = live_threshold(p);
+
+	if (live_resuming(g, p) || round < p->newest + threshold)
 		return LOST_NONE;
 	if (g->sent >= p->heard + p->multiplier)
 		return LOST_SILENT;
-	if (!(report >> number & 1))
+	if (round >= p->newest + live_oneway(threshold) && !(report >> number & 1))
 		return LOST_NOT_HEARD;
 	return LOST_NONE;
 }

@@ -4,10 +4,13 @@ package probe
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"os"
 	"runtime"
+	"strconv"
 	"sync/atomic"
 	"time"
 	"unsafe"
@@ -20,10 +23,12 @@ import (
 const (
 	scanInterval = 20 * time.Millisecond // how soon an idle peer's first packet is noticed
 	sampleEvery  = 16                    // rounds between RTT samples of an active group
+	sampleSlots  = 64                    // samples remembered: an RTT of up to 1024 rounds can be measured
 	idleAfter    = 10 * time.Second      // without traffic
 	firstLook    = time.Second           // fast rounds towards a new peer without traffic
 	batch        = 64                    // frames in one sendmmsg
 	priority     = 50                    // SCHED_FIFO
+	nice         = -20                   // of the other threads
 	skbPriority  = 7                     // TC_PRIO_CONTROL, the first band of pfifo_fast
 )
 
@@ -67,34 +72,49 @@ type Sender struct {
 	sendErrors  atomic.Uint64
 	interval    atomic.Int64 // ns, as stretched by the budget
 	active      atomic.Int64 // groups
+
+	idle time.Duration // between idle rounds, as stretched; the sending thread's own
 }
 
 // plan is what is sent, made by Update and used by the sending thread alone afterwards.
 type plan struct {
 	groups []group
+	active []*group           // those with traffic, as of the last scan
+	rhythm map[uint32]*rhythm // by group index, not changed any more
 	msgs   [batch]mmsghdr
 	iovs   [batch]unix.Iovec
 }
 
 type group struct {
-	state  *maps.GroupState
-	paths  []path
-	active bool
-	idleAt time.Duration // next idle round
-	// RTT samples, read by Sampled.
-	sampleRound atomic.Uint64
-	sampleAt    atomic.Int64
-	index       uint32
-	lastActive  uint64 // value of state.Active when traffic was last seen
-	lastTraffic time.Duration
+	*rhythm
+	state *maps.GroupState
+	paths []path
 }
+
+// rhythm is what a group keeps from one plan to the next. Only the sending thread touches it, and SentAt the samples.
+type rhythm struct {
+	active      bool
+	idleAt      time.Duration // next idle round; 0 not known yet
+	lastActive  uint64        // value of state.Active when traffic was last seen
+	lastTraffic time.Duration
+	sentOn      uint64 // paths that the last round was sent on
+	samples     [sampleSlots]sample
+}
+
+// sample is a round that asked for an RTT sample.
+type sample struct {
+	round atomic.Uint64 // 0 while at is written
+	at    atomic.Int64
+}
+
+// slot is the place of a round's sample.
+func (r *rhythm) slot(round uint64) *sample { return &r.samples[round/sampleEvery%sampleSlots] }
 
 type path struct {
 	frame  frame
 	state  *maps.PathState
 	uplink uint8
 	bit    uint64
-	missed bool // rounds were not sent here
 }
 
 // mmsghdr is struct mmsghdr of sendmmsg(2).
@@ -135,22 +155,22 @@ func (s *Sender) Close() error { return unix.Close(s.fd) }
 
 // Update replaces what is probed. Groups that stay keep their rhythm.
 func (s *Sender) Update(groups []Group) {
-	old := map[uint32]*group{}
-	for i := range s.plan.Load().groups {
-		g := &s.plan.Load().groups[i]
-		old[g.index] = g
+	old := s.plan.Load().rhythm
+	p := &plan{
+		groups: make([]group, len(groups)), active: make([]*group, 0, len(groups)),
+		rhythm: make(map[uint32]*rhythm, len(groups)),
 	}
-	p := &plan{groups: make([]group, len(groups))}
 	for i, in := range groups {
 		g := &p.groups[i]
-		g.index = in.Index
 		g.state = s.cfg.Set.GroupStates.At(in.Index)
-		// Active at first, so that a new peer's paths are known after a few milliseconds.
-		g.active, g.lastTraffic = true, monotonic()-idleAfter+firstLook
-		if o := old[in.Index]; o != nil {
-			g.sampleRound.Store(o.sampleRound.Load())
-			g.sampleAt.Store(o.sampleAt.Load())
+		if g.rhythm = old[in.Index]; g.rhythm == nil {
+			// Active at first, so that a new peer's paths are known after a few milliseconds.
+			g.rhythm = &rhythm{
+				active: true, lastTraffic: monotonic() - idleAfter + firstLook,
+				lastActive: atomic.LoadUint64(&g.state.Active), sentOn: ^uint64(0),
+			}
 		}
+		p.rhythm[in.Index] = g.rhythm
 		for _, ip := range in.Paths {
 			g.paths = append(g.paths, path{
 				frame: newFrame(ip.Local, ip.Remote, ip.Number, ip.KeyID, ip.Key,
@@ -185,16 +205,19 @@ func (s *Sender) Interval() time.Duration { return time.Duration(s.interval.Load
 // Active is the number of groups that get fast rounds.
 func (s *Sender) Active() int { return int(s.active.Load()) }
 
-// Sampled returns the last round of a group that asked for RTT samples, and when it was sent
-// (CLOCK_MONOTONIC).
-func (s *Sender) Sampled(index uint32) (round uint64, at time.Duration) {
-	groups := s.plan.Load().groups
-	for i := range groups {
-		if groups[i].index == index {
-			return groups[i].sampleRound.Load(), time.Duration(groups[i].sampleAt.Load())
-		}
+// SentAt returns when a round of a group that asked for an RTT sample was sent (CLOCK_MONOTONIC), and whether that is still
+// known.
+func (s *Sender) SentAt(group uint32, round uint64) (at time.Duration, ok bool) {
+	r := s.plan.Load().rhythm[group]
+	if r == nil || round == 0 {
+		return 0, false
 	}
-	return 0, 0
+	slot := r.slot(round)
+	if slot.round.Load() != round {
+		return 0, false
+	}
+	at = time.Duration(slot.at.Load())
+	return at, slot.round.Load() == round
 }
 
 // String names the task.
@@ -214,7 +237,11 @@ func (s *Sender) Run(ctx context.Context) error {
 		// Never unlocked: the thread carries its scheduling class to its end.
 		runtime.LockOSThread()
 		attr := unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: priority}
-		if err := unix.SchedSetAttr(0, &attr, 0); err != nil {
+		err := unix.SchedSetAttr(0, &attr, 0)
+		if err == nil {
+			err = raiseOthers()
+		}
+		if err != nil {
 			s.cfg.Log.Warn("probes are sent without real-time priority", "error", err)
 		}
 		s.loop(&stop)
@@ -223,21 +250,45 @@ func (s *Sender) Run(ctx context.Context) error {
 	return nil
 }
 
+// raiseOthers lets no busy program come before the other threads of this process: every 10 ms the Go scheduler takes the
+// sending thread off its processor, and another thread has to put it back.
+func raiseOthers() error {
+	tasks, err := os.ReadDir("/proc/self/task")
+	if err != nil {
+		return err
+	}
+	for _, t := range tasks {
+		tid, err := strconv.Atoi(t.Name())
+		if err != nil {
+			return err
+		}
+		// A thread that is started later inherits it.
+		if err := unix.Setpriority(unix.PRIO_PROCESS, tid, nice); err != nil && !errors.Is(err, unix.ESRCH) {
+			return err
+		}
+	}
+	return nil
+}
+
 func (s *Sender) loop(stop *atomic.Bool) {
 	next := monotonic()
 	nextScan := next
+	var last *plan
 	for !stop.Load() {
 		now := monotonic()
 		s.noteLateness(now - next)
 		p := s.plan.Load()
-		if now >= nextScan {
+		if now >= nextScan || p != last {
+			last = p
 			s.scan(p, now)
-			nextScan = now + scanInterval
+			s.send(p, now, true)
+			nextScan = now + s.scanStep()
+		} else {
+			s.send(p, now, false)
 		}
-		s.round(p, now)
 		step := s.Interval()
 		if s.active.Load() == 0 {
-			step = scanInterval
+			step = s.scanStep()
 		}
 		next += step
 		if next <= now { // rounds that were missed are not made up for
@@ -246,6 +297,9 @@ func (s *Sender) loop(stop *atomic.Bool) {
 		sleepUntil(next)
 	}
 }
+
+// scanStep is the time between two looks at idle groups.
+func (s *Sender) scanStep() time.Duration { return min(scanInterval, s.cfg.Idle) }
 
 func (s *Sender) noteLateness(late time.Duration) {
 	if late < 0 {
@@ -260,9 +314,10 @@ func (s *Sender) noteLateness(late time.Duration) {
 }
 
 // scan tells active groups from idle ones by the round that egress left in their state, and applies
-// the budget.
+// the budget: it stretches intervals, the idle one only where that alone would use nine tenths.
 func (s *Sender) scan(p *plan, now time.Duration) {
-	fast, slow, active := 0, 0, int64(0)
+	fast, slow := 0, 0
+	p.active = p.active[:0]
 	for i := range p.groups {
 		g := &p.groups[i]
 		seen := atomic.LoadUint64(&g.state.Active)
@@ -273,79 +328,86 @@ func (s *Sender) scan(p *plan, now time.Duration) {
 			g.active = false
 		}
 		if g.active {
-			active++
+			p.active = append(p.active, g)
+			g.idleAt = 0
 			fast += len(g.paths)
 		} else {
 			slow += len(g.paths)
 		}
 	}
-	s.active.Store(active)
-	interval := s.cfg.Fast
-	left := float64(s.cfg.Budget) - float64(slow)/s.cfg.Idle.Seconds()
-	if least := float64(s.cfg.Budget) / 10; left < least {
-		left = least
-	}
-	if need := time.Duration(float64(fast) / left * float64(time.Second)); need > interval {
-		interval = need
-	}
-	s.interval.Store(int64(interval))
+	s.active.Store(int64(len(p.active)))
+	budget := float64(s.cfg.Budget)
+	idle := max(s.cfg.Idle, seconds(float64(slow)/(0.9*budget)))
+	left := budget - float64(slow)/idle.Seconds()
+	s.idle = idle
+	s.interval.Store(int64(max(s.cfg.Fast, seconds(float64(fast)/left))))
 }
 
-// round sends what is due: one round on all paths of each active group, and of each idle group whose
-// time has come.
-func (s *Sender) round(p *plan, now time.Duration) {
+func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }
+
+// send sends what is due: one round on all paths of each active group and, if asked to look at them, of each idle group
+// whose time has come.
+func (s *Sender) send(p *plan, now time.Duration, idleToo bool) {
 	n := 0
 	uplinks := atomic.LoadUint64(&s.cfg.Set.Settings.Uplinks)
+	for _, g := range p.active {
+		n = s.round(p, g, uplinks, n)
+	}
 	for i := range p.groups {
-		g := &p.groups[i]
-		if !g.active {
-			if now < g.idleAt {
-				continue
-			}
-			if g.idleAt == 0 { // spread the idle groups over the interval
-				g.idleAt = now + s.cfg.Idle*time.Duration(i)/time.Duration(len(p.groups))
-			}
-			g.idleAt += s.cfg.Idle
-			if g.idleAt <= now {
-				g.idleAt = now + s.cfg.Idle
-			}
-		} else {
-			g.idleAt = 0
+		if !idleToo {
+			break
 		}
-		n = s.roundOf(p, g, uplinks, n)
+		g := &p.groups[i]
+		if g.active {
+			continue
+		}
+		if g.idleAt == 0 { // spread the idle groups over the interval
+			g.idleAt = now + s.idle*time.Duration(i)/time.Duration(len(p.groups))
+		}
+		if now < g.idleAt {
+			continue
+		}
+		g.idleAt += s.idle
+		if g.idleAt <= now {
+			g.idleAt = now + s.idle
+		}
+		n = s.round(p, g, uplinks, n)
 	}
 	s.flush(p, n)
 }
 
-func (s *Sender) roundOf(p *plan, g *group, uplinks uint64, n int) int {
+// round adds the next round of g to the n frames that wait to be sent, and returns their new number.
+func (s *Sender) round(p *plan, g *group, uplinks uint64, n int) int {
 	round := atomic.LoadUint64(&g.state.Sent) + 1
 	fresh := atomic.LoadUint64(&g.state.Fresh)
 	window := uint32(0)
 	for i := range g.paths {
-		window = max(window, atomic.LoadUint32(&g.paths[i].state.Multiplier))
+		window = max(window, oneway(atomic.LoadUint32(&g.paths[i].state.Multiplier)))
 	}
-	sample := !g.active || round%sampleEvery == 0
-	if sample {
-		g.sampleAt.Store(int64(monotonic()))
-		g.sampleRound.Store(round)
+	wanted := !g.active || round%sampleEvery == 0
+	if wanted {
+		slot := g.slot(round)
+		slot.round.Store(0)
+		slot.at.Store(int64(monotonic()))
+		slot.round.Store(round)
 	}
 	// Before the first frame leaves: a reply is accepted up to the last round sent.
 	atomic.StoreUint64(&g.state.Sent, round)
+	sentOn := uint64(0)
 	for i := range g.paths {
 		path := &g.paths[i]
 		if uplinks>>path.uplink&1 == 0 {
-			path.missed = true
 			continue
 		}
-		if path.missed {
-			path.missed = false
+		sentOn |= path.bit
+		if g.sentOn&path.bit == 0 {
 			path.forgive(round - 1)
 		}
 		if n == batch {
 			s.flush(p, n)
 			n = 0
 		}
-		path.frame.patch(round, uint8(min(window, 255)), fresh&path.bit != 0, sample)
+		path.frame.patch(round, uint8(min(window, 255)), fresh&path.bit != 0, wanted)
 		p.iovs[n].Base = &path.frame.buf[0]
 		p.iovs[n].SetLen(len(path.frame.buf))
 		p.msgs[n].hdr.Iov = &p.iovs[n]
@@ -353,8 +415,13 @@ func (s *Sender) roundOf(p *plan, g *group, uplinks uint64, n int) int {
 		n++
 		atomic.AddUint64(&path.state.Probes, 1)
 	}
+	g.sentOn = sentOn
 	return n
 }
+
+// oneway is live_oneway of headers/liveness.h: for so many rounds the peer's report must be silent on
+// a path before its silence counts.
+func oneway(multiplier uint32) uint32 { return multiplier + multiplier/2 + 1 }
 
 // forgive makes the rounds up to the given one count as answered on a path that has ever answered:
 // they were not sent there, so their lack is no evidence.

@@ -207,8 +207,8 @@ func (o *oracle) judge(now uint64, path int, round uint64, report uint16) {
 	reason := uint32(0)
 	if o.silence(path) >= o.multiplier[path] {
 		reason = LostSilent
-	} else if report&(1<<path) == 0 {
-		reason = LostNotHeard
+	} else if report&(1<<path) == 0 && 2*(round-last) > 3*o.threshold(path) {
+		reason = LostNotHeard // half as long again as without a sign of the peer
 	}
 	if reason == 0 {
 		return

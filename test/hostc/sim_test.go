@@ -295,7 +295,8 @@ func (h *simHost) tick() {
 	}
 	window := uint32(0)
 	for i := range s.paths {
-		window = max(window, h.rule.Path(i).Multiplier)
+		m := h.rule.Path(i).Multiplier
+		window = max(window, m+m/2+1)
 	}
 	round := h.rule.beginRound()
 	for i := range s.paths {
