@@ -133,23 +133,31 @@ func (a *Agent) everyTick(now time.Duration) {
 		gs := a.set.GroupStates.At(g.index)
 		a.reachability(g, gs, now)
 		fresh, up := atomic.LoadUint64(&gs.Fresh), atomic.LoadUint64(&gs.Up)
-		sampleRound, sampleAt := a.sender.Sampled(g.index)
 		for i := range g.paths {
 			ps, rt := a.set.PathStates.At(g.first+uint32(i)), &g.paths[i]
 			a.holdDown(g, gs, ps, rt, i, fresh, up, now)
-			if r := atomic.LoadUint64(&ps.SampleRound); r != rt.sampled && r == sampleRound {
-				rt.sampled = r
-				rtt := int64(atomic.LoadUint64(&ps.SampleAt)) - int64(sampleAt)
-				if rtt > 0 {
-					smooth := int64(atomic.LoadUint64(&ps.RttNs))
-					if smooth == 0 {
-						smooth = rtt
-					}
-					atomic.StoreUint64(&ps.RttNs, uint64(smooth+(rtt-smooth)/rttWeight))
-				}
-			}
+			a.sampleRTT(g, ps, rt)
 		}
 	}
+}
+
+// sampleRTT takes a new sample of a path's RTT if there is one.
+func (a *Agent) sampleRTT(g *group, ps *maps.PathState, rt *pathRuntime) {
+	round := atomic.LoadUint64(&ps.SampleRound)
+	if round == rt.sampled {
+		return
+	}
+	rt.sampled = round
+	sent, ok := a.sender.SentAt(g.index, round)
+	rtt := int64(atomic.LoadUint64(&ps.SampleAt)) - int64(sent)
+	if !ok || rtt <= 0 {
+		return
+	}
+	smooth := int64(atomic.LoadUint64(&ps.RttNs))
+	if smooth == 0 {
+		smooth = rtt
+	}
+	atomic.StoreUint64(&ps.RttNs, uint64(smooth+(rtt-smooth)/rttWeight))
 }
 
 // holdDown lets a path carry traffic again once it has answered for long enough. Falling is the
