@@ -15,12 +15,12 @@
 
 /* Outcomes beside enum reason (positive: count it, drop). */
 enum ingress_result {
-	INGRESS_PASS = 0,	/* not plait's, or restored */
-	INGRESS_CONSUMED = -1,	/* a recorded reply */
-	INGRESS_BOUNCE = -2,	/* a reflected probe */
+	INGRESS_PASS = 0,      /* not plait's, or restored */
+	INGRESS_CONSUMED = -1, /* a recorded reply */
+	INGRESS_BOUNCE = -2,   /* a reflected probe */
 	INGRESS_BOUNCE_UNCONFIRMED = -3,
-	INGRESS_SHORT = -4,	/* nothing touched; headers end early, not known to be plait's */
-	INGRESS_FOREIGN = -5,	/* a probe between hosts that are not our peers: count, pass */
+	INGRESS_SHORT = -4,   /* nothing touched; headers end early, not known to be plait's */
+	INGRESS_FOREIGN = -5, /* a probe between hosts that are not our peers: count, pass */
 };
 
 /*
@@ -57,8 +57,7 @@ static __always_inline void bounce_swap(struct ethhdr *eth, struct udphdr *udp, 
 
 static __always_inline int is_probe_port(const struct udphdr *udp)
 {
-	return udp->dest == bpf_htons(PLAIT_SBFD_PORT) ||
-	       udp->source == bpf_htons(PLAIT_SBFD_PORT);
+	return udp->dest == bpf_htons(PLAIT_SBFD_PORT) || udp->source == bpf_htons(PLAIT_SBFD_PORT);
 }
 
 /* A packet of the S-BFD port from a known pair; `l3_len` is the IP payload's length. */

@@ -149,9 +149,11 @@ static __always_inline int is_native(__u8 proto, __u16 sport, __u16 dport)
 	if (!n)
 		return 0;
 	if (proto == IPPROTO_TCP)
-		return (n->tcp[sport >> 6] >> (sport & 63) | n->tcp[dport >> 6] >> (dport & 63)) & 1;
+		return (n->tcp[sport >> 6] >> (sport & 63) | n->tcp[dport >> 6] >> (dport & 63)) &
+		       1;
 	if (proto == IPPROTO_UDP)
-		return (n->udp[sport >> 6] >> (sport & 63) | n->udp[dport >> 6] >> (dport & 63)) & 1;
+		return (n->udp[sport >> 6] >> (sport & 63) | n->udp[dport >> 6] >> (dport & 63)) &
+		       1;
 	return 0;
 }
 

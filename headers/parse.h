@@ -21,9 +21,9 @@
 
 /* What lies behind the IP header. */
 struct l4 {
-	__u32 off;	 /* of the transport header, at most MAX_L4_OFF */
-	__u32 later;	 /* a fragment other than the first: no transport header */
-	__u32 fragment;	 /* any fragment */
+	__u32 off;	/* of the transport header, at most MAX_L4_OFF */
+	__u32 later;	/* a fragment other than the first: no transport header */
+	__u32 fragment; /* any fragment */
 	__u8 proto;
 };
 

@@ -12,13 +12,13 @@
 #include "siphash.h"
 
 #define PROBE_VERSION 1
-#define PROBE_BFD_VERS 0x20	     /* version 1, no diagnostic */
-#define PROBE_BFD_AUTH 0x04	     /* A bit */
-#define PROBE_BFD_DEMAND 0x02	     /* D bit: set by the initiator (RFC 7880, 7.2.2) */
-#define PROBE_BFD_LEN 64	     /* BFD header 24, authentication section 40 */
-#define PROBE_AUTH_TYPE 250	     /* unassigned by IANA */
+#define PROBE_BFD_VERS 0x20   /* version 1, no diagnostic */
+#define PROBE_BFD_AUTH 0x04   /* A bit */
+#define PROBE_BFD_DEMAND 0x02 /* D bit: set by the initiator (RFC 7880, 7.2.2) */
+#define PROBE_BFD_LEN 64      /* BFD header 24, authentication section 40 */
+#define PROBE_AUTH_TYPE 250   /* unassigned by IANA */
 #define PROBE_AUTH_LEN 40
-#define PROBE_COVERED 31	     /* bytes under the tag */
+#define PROBE_COVERED 31	       /* bytes under the tag */
 #define PROBE_DISCRIMINATOR 0x504c4149 /* "PLAI": the reflector's */
 
 /* probe.flags */
@@ -152,16 +152,17 @@ static __always_inline int probe_rate_exceeded(struct path_state *ps)
 }
 
 enum probe_result {
-	PROBE_CONSUMED = -1,	/* a reply that was recorded */
-	PROBE_REFLECT = -2,	/* a request; the payload is now the reply */
+	PROBE_CONSUMED = -1,		/* a reply that was recorded */
+	PROBE_REFLECT = -2,		/* a request; the payload is now the reply */
 	PROBE_REFLECT_UNCONFIRMED = -3, /* the same, but it changed nothing */
-	/* positive: enum reason, drop */
+					/* positive: enum reason, drop */
 };
 
 /* A request: answer in place. *change gets the change of the payload's sum. */
 static __always_inline int probe_request(struct probe *p, struct path *path, __u32 index,
 					 struct group *g, struct group_state *gs,
-					 struct path_state *ps, const struct sip_key *key, __u32 *change)
+					 struct path_state *ps, const struct sip_key *key,
+					 __u32 *change)
 {
 	struct settings *s = settings_get();
 	__u64 round = bpf_be64_to_cpu(p->round), tag = p->tag;
@@ -276,8 +277,7 @@ __noinline int probe_receive(struct probe *p, __u32 from_reflector, __u32 index,
 		return R_PROBE_FORMAT;
 	gs = live_group(path->group);
 	g = group_get(path->group);
-	if (!gs || !g || !probe_well_formed(p) ||
-	    !!(p->flags & PROBE_REPLY) != !!from_reflector)
+	if (!gs || !g || !probe_well_formed(p) || !!(p->flags & PROBE_REPLY) != !!from_reflector)
 		return R_PROBE_FORMAT;
 	if (!p->key_id)
 		return R_PROBE_KEY;
@@ -289,9 +289,9 @@ __noinline int probe_receive(struct probe *p, __u32 from_reflector, __u32 index,
 		return R_PROBE_KEY;
 	epochs.prober = p->epoch;
 	epochs.reflector = p->reflector_epoch;
-	if (p->tag != probe_tag(&keys->rx[slot], &epochs, p->round, probe_head(p),
-				index * TAG_KINDS +
-					(from_reflector ? TAG_THEIR_REPLY : TAG_REQUEST)))
+	if (p->tag !=
+	    probe_tag(&keys->rx[slot], &epochs, p->round, probe_head(p),
+		      index * TAG_KINDS + (from_reflector ? TAG_THEIR_REPLY : TAG_REQUEST)))
 		return R_PROBE_TAG;
 	if (from_reflector)
 		return probe_reply(p, path, g, gs, ps);

@@ -11,15 +11,17 @@
 
 #include <linux/types.h>
 
-#define PLAIT_LAYOUT_VERSION 1 /* part of the pin directory's name; raise it with any change below */
+#define PLAIT_LAYOUT_VERSION \
+	1 /* part of the pin directory's name; raise it with any change below */
 
 #define PLAIT_MAX_PATHS 16 /* paths of one group; the report field of a probe has 16 bits */
 #define PLAIT_BUCKETS 256
 #define PLAIT_MAX_UPLINKS 64 /* bits of settings.uplinks */
 
-#define PLAIT_MARK 128	     /* hop limits from here on are translated traffic */
-#define PLAIT_MARK_BITS 192  /* or-ed into the hop limit at egress: arrives >= 128 after <= 64 hops */
-#define PLAIT_SBFD_PORT 7784 /* RFC 7881, section 4: S-BFD reflector */
+#define PLAIT_MARK 128 /* hop limits from here on are translated traffic */
+#define PLAIT_MARK_BITS \
+	192 /* or-ed into the hop limit at egress: arrives >= 128 after <= 64 hops */
+#define PLAIT_SBFD_PORT 7784   /* RFC 7881, section 4: S-BFD reflector */
 #define PLAIT_PROBE_PORT 61784 /* our source port; a reply is 7784 -> 61784 */
 
 struct addr {
@@ -46,7 +48,7 @@ struct pair6_key {
  */
 struct group {
 	__u32 first_path; /* index into paths, path_state, path_stats, path_keys */
-	__u32 path_count;	  /* 1..PLAIT_MAX_PATHS */
+	__u32 path_count; /* 1..PLAIT_MAX_PATHS */
 	__u32 peer;	  /* the agent's number of the peer */
 	__u32 family;	  /* AF_INET or AF_INET6 */
 	__u64 pad[6];
@@ -105,11 +107,11 @@ _Static_assert(sizeof(struct path) == 128, "struct path is shared with user spac
 
 /* Liveness of a path. The first block is written by kernel programs, the second by the agent. */
 struct path_state {
-	__u64 newest;	   /* newest round answered here */
-	__u64 heard;	   /* our round when anything last arrived here */
-	__u64 heard_peer;  /* the peer's round when anything last arrived here */
-	__u64 req_newest;  /* newest round of the peer's requests here */
-	__u64 cleared_at;  /* CLOCK_MONOTONIC ns when fresh was last lost; 0 never */
+	__u64 newest;	    /* newest round answered here */
+	__u64 heard;	    /* our round when anything last arrived here */
+	__u64 heard_peer;   /* the peer's round when anything last arrived here */
+	__u64 req_newest;   /* newest round of the peer's requests here */
+	__u64 cleared_at;   /* CLOCK_MONOTONIC ns when fresh was last lost; 0 never */
 	__u64 sample_round; /* last reply with PROBE_SAMPLE set, and when it arrived */
 	__u64 sample_at;    /* CLOCK_MONOTONIC ns */
 	__u64 replies;	    /* replies recorded */
@@ -123,13 +125,13 @@ struct path_state {
 	__u32 peer_pair;  /* the number the peer gives this path */
 	__u32 pad0;
 	/* agent */
-	__u32 base_lag;	  /* largest lag of the last second, rounds */
+	__u32 base_lag;	      /* largest lag of the last second, rounds */
 	__u32 min_multiplier; /* as configured */
-	__u64 probes;	  /* requests sent */
-	__u64 since;	  /* CLOCK_MONOTONIC ns of the last change of state */
-	__u64 flaps;	  /* transitions counted as flaps */
-	__u64 rtt_ns;	  /* smoothed; 0 unknown */
-	__u32 loss_ppm;	  /* of the last ten seconds' probes */
+	__u64 probes;	      /* requests sent */
+	__u64 since;	      /* CLOCK_MONOTONIC ns of the last change of state */
+	__u64 flaps;	      /* transitions counted as flaps */
+	__u64 rtt_ns;	      /* smoothed; 0 unknown */
+	__u32 loss_ppm;	      /* of the last ten seconds' probes */
 	__u32 pad2;
 	__u64 pad1[4];
 };
@@ -173,9 +175,9 @@ struct tag_prefix {
 };
 
 struct settings {
-	__u64 epoch;	/* our boot epoch, drawn when the maps are created */
-	__u64 uplinks;	/* usable uplinks: present, administratively up, with carrier */
-	__u64 drained;	/* uplinks whose probes are answered with ADMINDOWN */
+	__u64 epoch;   /* our boot epoch, drawn when the maps are created */
+	__u64 uplinks; /* usable uplinks: present, administratively up, with carrier */
+	__u64 drained; /* uplinks whose probes are answered with ADMINDOWN */
 	__u64 events_lost;
 	__u64 pad[4];
 };
@@ -192,16 +194,16 @@ struct native_ports {
 enum reason {
 	R_NONE = 0,
 	/* egress on plait0: everything not redirected is dropped */
-	R_EGRESS_NOT_IP = 1,	      /* neither IPv4 nor IPv6 */
-	R_EGRESS_TRUNCATED = 2,	      /* headers longer than the packet */
-	R_EGRESS_UNKNOWN_PEER = 3,    /* destination is no peer's identity */
-	R_EGRESS_BAD_SOURCE = 4,      /* source is not our identity */
-	R_EGRESS_NOT_ANNOUNCED = 5,   /* the peer has not announced that it restores marked packets */
-	R_EGRESS_UNSUPPORTED = 6,     /* AH, a routing header in use, too many extension headers */
-	R_EGRESS_NATIVE_PORT = 7,     /* a native port: would not be restored by the peer */
-	R_EGRESS_NO_PATH = 8,	      /* no path has an uplink and a next hop */
-	R_EGRESS_REWRITE = 9,	      /* a helper refused to write */
-	R_EGRESS_FAR_END = 10,	      /* reached the far end of plait0 */
+	R_EGRESS_NOT_IP = 1,	    /* neither IPv4 nor IPv6 */
+	R_EGRESS_TRUNCATED = 2,	    /* headers longer than the packet */
+	R_EGRESS_UNKNOWN_PEER = 3,  /* destination is no peer's identity */
+	R_EGRESS_BAD_SOURCE = 4,    /* source is not our identity */
+	R_EGRESS_NOT_ANNOUNCED = 5, /* the peer has not announced that it restores marked packets */
+	R_EGRESS_UNSUPPORTED = 6,   /* AH, a routing header in use, too many extension headers */
+	R_EGRESS_NATIVE_PORT = 7,   /* a native port: would not be restored by the peer */
+	R_EGRESS_NO_PATH = 8,	    /* no path has an uplink and a next hop */
+	R_EGRESS_REWRITE = 9,	    /* a helper refused to write */
+	R_EGRESS_FAR_END = 10,	    /* reached the far end of plait0 */
 	/* ingress on an uplink: marked packets of a known pair that cannot be restored */
 	R_INGRESS_TRUNCATED = 16,
 	R_INGRESS_UNSUPPORTED = 17,
@@ -209,14 +211,14 @@ enum reason {
 	R_INGRESS_SHORT_LINEAR = 19, /* XDP: the headers are not in the linear part */
 	/* probes */
 	R_PROBE_TRUNCATED = 32,
-	R_PROBE_FORMAT = 33,   /* not our version, length or constants */
-	R_PROBE_FOREIGN = 34,  /* no such locator pair; passed on */
-	R_PROBE_KEY = 35,      /* unknown key id */
-	R_PROBE_TAG = 36,      /* tag does not verify: forged, relocated, reflected */
-	R_PROBE_EPOCH = 37,    /* of another epoch: replayed */
-	R_PROBE_REPLAYED = 38, /* round not newer than the newest */
-	R_PROBE_FUTURE = 39,   /* reply to a round that was not sent */
-	R_PROBE_RATE = 40,     /* more requests than the limit */
+	R_PROBE_FORMAT = 33,	  /* not our version, length or constants */
+	R_PROBE_FOREIGN = 34,	  /* no such locator pair; passed on */
+	R_PROBE_KEY = 35,	  /* unknown key id */
+	R_PROBE_TAG = 36,	  /* tag does not verify: forged, relocated, reflected */
+	R_PROBE_EPOCH = 37,	  /* of another epoch: replayed */
+	R_PROBE_REPLAYED = 38,	  /* round not newer than the newest */
+	R_PROBE_FUTURE = 39,	  /* reply to a round that was not sent */
+	R_PROBE_RATE = 40,	  /* more requests than the limit */
 	R_PROBE_UNCONFIRMED = 41, /* answered, not counted as heard: epoch not yet confirmed */
 	R_MAX = 64,
 };
@@ -233,8 +235,8 @@ enum event_kind {
 /* Why a path lost fresh (EV_LOST). */
 enum lost_reason {
 	LOST_NONE = 0,
-	LOST_SILENT = 1,     /* nothing arrived here for multiplier rounds */
-	LOST_NOT_HEARD = 2,  /* the peer reports that nothing of ours arrived there */
+	LOST_SILENT = 1,    /* nothing arrived here for multiplier rounds */
+	LOST_NOT_HEARD = 2, /* the peer reports that nothing of ours arrived there */
 };
 
 struct event {
@@ -242,7 +244,7 @@ struct event {
 	__u32 kind;
 	__u32 reason;
 	__u32 group;
-	__u32 path; /* index into paths */
+	__u32 path;   /* index into paths */
 	__u64 round;  /* the round that decided */
 	__u64 newest; /* the path's newest answered round */
 	__u32 multiplier;

@@ -25,8 +25,9 @@ type env struct {
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	defer stop()
-	if err := run(ctx, env{os.Stdout, os.Stderr, os.Getenv}, os.Args[1:]); err != nil {
+	err := run(ctx, env{os.Stdout, os.Stderr, os.Getenv}, os.Args[1:])
+	stop()
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "plait:", err)
 		os.Exit(1)
 	}

@@ -177,7 +177,7 @@ func newDownCommand(e env, p *places) *cobra.Command {
 routes, pins and state; settings that plait changed are put back. Sessions between identities end.
 It can be repeated.`,
 		Args: cobra.NoArgs,
-		RunE: func(*cobra.Command, []string) error {
+		RunE: func(*cobra.Command, []string) (err error) {
 			if err := needRoot("down"); err != nil {
 				return err
 			}
@@ -189,7 +189,7 @@ It can be repeated.`,
 			if err != nil {
 				return err
 			}
-			defer lock.Release()
+			defer func() { err = errors.Join(err, lock.Release()) }()
 			var undo hostnet.Undo
 			st, err := state.Read(p.runDir)
 			switch {

@@ -16,7 +16,7 @@ import (
 // CheckHost returns what about the host keeps plait from running at all.
 func CheckHost(h *hostnet.Host) error {
 	if os.Geteuid() != 0 {
-		return errors.New("plait must run as root: sudo plait run ...")
+		return errors.New("plait must run as root: sudo plait run")
 	}
 	limits, err := h.HopLimits()
 	if err != nil {

@@ -173,7 +173,7 @@ func restore(prog *ebpf.Program, p *plane.Plane, from peer, make frameMaker) (*b
 	if err != nil {
 		return nil, err
 	}
-	want := uint32(plane.TCNext)
+	want := plane.TCNext
 	if prog.Type() == ebpf.XDP {
 		want = plane.XDPPass
 	}

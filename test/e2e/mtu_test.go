@@ -86,7 +86,7 @@ func testUDPPathMTU(t *testing.T, p *pair, family int) {
 	setMTU(t, p, mtu)
 	eventually(t, func() error { // the error comes after the packet that it is about
 		if _, err := conn.Write(pattern(0, 1500-header)); !errors.Is(err, syscall.EMSGSIZE) {
-			return fmt.Errorf("sending %d bytes: %v, want message too long", 1500-header, err)
+			return fmt.Errorf("sending %d bytes: %w, want message too long", 1500-header, err)
 		}
 		return nil
 	})

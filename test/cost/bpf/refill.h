@@ -34,7 +34,7 @@ struct refill {
 	__u32 your_discr;
 	__u32 path;
 	__u32 head; /* the first word of the BFD packet */
-	__u16 hop; /* with the protocol that shares its word */
+	__u16 hop;  /* with the protocol that shares its word */
 	__u16 udp_source;
 	__u16 udp_dest;
 	__u16 udp_check;
