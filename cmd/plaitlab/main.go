@@ -95,7 +95,7 @@ func newBenchCommand() *cobra.Command {
 		Use:   "bench",
 		Short: "Measure plait against its bars",
 	}
-	bench.AddCommand(newCostCommand(), newAgentCostCommand())
+	bench.AddCommand(newThroughputCommand(), newCostCommand(), newAgentCostCommand())
 	return bench
 }
 
