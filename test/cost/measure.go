@@ -20,11 +20,12 @@ import (
 	"github.com/plait-net/plait/test/plane"
 )
 
-// Samples alternate between the program and the empty one; the median of each is taken.
+// Samples alternate between the program and the empty one; the median of each is taken. They are few
+// and long, because each costs XDP a switch of the kernel's dispatcher (tens of milliseconds), and a
+// cold start.
 const (
-	samples = 101
-	repeat  = 4096 // runs a sample
-	warmUp  = 64   // runs before it
+	samples = 21
+	repeat  = 16384 // runs a sample
 )
 
 // What the refill program puts back; test/cost/bpf/refill.h.
@@ -77,10 +78,6 @@ func (b *bench) run(ctx context.Context, p *plane.Plane) (gross, empty float64, 
 			if b.reset != nil {
 				b.reset()
 			}
-		}
-		prepare()
-		if _, _, err := prog.Benchmark(b.frame, warmUp, nil); err != nil {
-			return 0, 0, err
 		}
 		prepare()
 		verdict, took, err := prog.Benchmark(b.frame, repeat, prepare)
