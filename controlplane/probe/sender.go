@@ -130,14 +130,19 @@ func New(cfg Config) (*Sender, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening the probe socket: %w", err)
 	}
-	s := &Sender{cfg: cfg, fd: fd, lateness: make([]atomic.Uint64, len(LatenessBounds)+1)}
+	s := newSender(cfg, fd)
 	if err := s.setUp(); err != nil {
 		unix.Close(fd)
 		return nil, fmt.Errorf("preparing the probe socket: %w", err)
 	}
+	return s, nil
+}
+
+func newSender(cfg Config, fd int) *Sender {
+	s := &Sender{cfg: cfg, fd: fd, lateness: make([]atomic.Uint64, len(LatenessBounds)+1), idle: cfg.Idle}
 	s.plan.Store(&plan{})
 	s.interval.Store(int64(cfg.Fast))
-	return s, nil
+	return s
 }
 
 func (s *Sender) setUp() error {
