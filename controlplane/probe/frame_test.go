@@ -177,6 +177,24 @@ func TestRequestsOnTheWire(t *testing.T) {
 	})
 }
 
+// TestChecksumZero: a UDP checksum that comes out as zero is sent as all ones, for zero says that there is none (RFC 768).
+func TestChecksumZero(t *testing.T) {
+	f := newFrame(path4.Local, path4.Remote, path4.Number, path4.KeyID, path4.Key, 1, 1000)
+	for round := range uint64(1 << 22) { // one of 65,536 comes out as zero
+		f.patch(round, 3, true, false)
+		switch binary.BigEndian.Uint16(f.udp[6:]) {
+		case 0:
+			t.Fatalf("round %d is sent without a checksum", round)
+		case 0xffff:
+			if err := checkFrame(path4, f.buf); err != nil {
+				t.Error(err)
+			}
+			return
+		}
+	}
+	t.Error("no checksum came out as zero")
+}
+
 // checkFrame decodes the frame of a request with gopacket.
 func checkFrame(p Path, b []byte) error {
 	packet := gopacket.NewPacket(b, layers.LayerTypeEthernet, gopacket.Default)

@@ -218,11 +218,11 @@ func (s *Sender) SentAt(group uint32, round uint64) (at time.Duration, ok bool) 
 		return 0, false
 	}
 	slot := r.slot(round)
-	if slot.round.Load() != round {
+	at = time.Duration(slot.at.Load())
+	if slot.round.Load() != round { // read last: it is 0 while at is written
 		return 0, false
 	}
-	at = time.Duration(slot.at.Load())
-	return at, slot.round.Load() == round
+	return at, true
 }
 
 // String names the task.

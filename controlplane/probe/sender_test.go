@@ -262,6 +262,7 @@ func TestIdle(t *testing.T) {
 func TestNewPeer(t *testing.T) {
 	b := newBench(t, 2)
 	b.Update(b.groups[:1])
+	b.Set.GroupStates.At(1).Active = world.Round - 1 // traffic of long ago, when an earlier agent ran
 	b.Update(b.groups)
 	b.now = monotonic()
 	b.tick(0)
