@@ -111,6 +111,9 @@ plait run would refuse.`,
 			}
 			defer host.Close()
 			hostErr := agent.CheckHost(host)
+			if hostErr == nil {
+				hostErr = loader.CheckKernel()
+			}
 			warnings, err := agent.HostWarnings(cfg, host)
 			for _, w := range append(cfg.Warnings, warnings...) {
 				fmt.Fprintln(e.stderr, "warning:", w)

@@ -105,6 +105,9 @@ func Start(opt Options) (_ *Agent, err error) {
 	if a.rings, err = a.cfg.LoadKeys(); err != nil {
 		return nil, err
 	}
+	if err = loader.CheckKernel(); err != nil {
+		return nil, err
+	}
 	if err = loader.CheckBPFFS(opt.BPFFS); err != nil {
 		return nil, err
 	}
@@ -118,7 +121,7 @@ func Start(opt Options) (_ *Agent, err error) {
 		return nil, err
 	}
 	a.set = a.loader.Set
-	if a.loader.Created {
+	if a.set.Settings.Epoch == 0 {
 		// Epochs grow with the wall clock: a peer refuses what was recorded under an older one. The
 		// programs compare its bytes on the wire, so it is stored in wire order.
 		a.set.Settings.Epoch = bits.ReverseBytes64(uint64(time.Now().UnixNano()))
@@ -373,6 +376,9 @@ func (a *Agent) reconcile() error {
 	if err := a.writeState(); err != nil {
 		return err
 	}
+	if _, err := a.host.CreatePlait0(smallestMTU(ups)); err != nil { // follows the uplinks' MTU
+		errs = append(errs, fmt.Errorf("adopting plait0: %w", err))
+	}
 	routes, err := a.host.Routes(indices...)
 	if err != nil {
 		return err
@@ -403,8 +409,8 @@ func (a *Agent) uplinkState(u *config.Uplink, ups map[string]hostnet.Uplink) sta
 	switch {
 	case live.Index == 0:
 		s.Problem = "interface is missing"
-	case live.VRF != 0:
-		s.Problem = "interface belongs to a VRF, which plait does not support"
+	case unsupported(live) != "":
+		s.Problem = unsupported(live)
 	case !live.AdminUp:
 		s.Problem = "interface is set down"
 	case !live.Carrier:
@@ -416,12 +422,23 @@ func (a *Agent) uplinkState(u *config.Uplink, ups map[string]hostnet.Uplink) sta
 	return s
 }
 
+// unsupported says why plait cannot use an interface at all, "" if it can.
+func unsupported(u hostnet.Uplink) string {
+	switch {
+	case u.VRF != 0:
+		return "interface belongs to a VRF, which plait does not support"
+	case u.Type != "ether":
+		return "interface is not Ethernet but " + u.Type + ", which plait does not support"
+	}
+	return ""
+}
+
 // attach puts the ingress program on every uplink that exists and does not have it.
 func (a *Agent) attach(ups map[string]hostnet.Uplink) (errs []error) {
 	for i := range a.cfg.Uplinks {
 		u := &a.cfg.Uplinks[i]
 		live, ok := ups[u.Name]
-		if !ok {
+		if !ok || unsupported(live) != "" {
 			delete(a.hooks, u.Name)
 			continue
 		}
@@ -463,7 +480,7 @@ func (a *Agent) dropStaleHooks(names []string) error {
 func (a *Agent) setUplinks(ups map[string]hostnet.Uplink) {
 	var usable uint64
 	for name, u := range ups {
-		if u.AdminUp && u.Carrier && u.VRF == 0 && a.hooks[name].ifindex == u.Index {
+		if u.AdminUp && u.Carrier && a.hooks[name].ifindex == u.Index {
 			usable |= 1 << a.number[name]
 		}
 	}

@@ -62,8 +62,8 @@ func HostWarnings(cfg *config.Config, h *hostnet.Host) (config.Problems, error) 
 		case !ok:
 			warn("interface "+u.Name+" does not exist", "the uplink is down until it appears")
 			continue
-		case live.VRF != 0:
-			warn("interface "+u.Name+" belongs to a VRF", "plait does not support that; the uplink stays down")
+		case unsupported(live) != "":
+			warn(u.Name+": "+unsupported(live), "the uplink stays down")
 		case !live.AdminUp:
 			warn("interface "+u.Name+" is set down", "ip link set "+u.Name+" up")
 		case !live.Carrier:

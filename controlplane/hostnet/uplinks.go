@@ -17,6 +17,7 @@ type Uplink struct {
 	Index   int
 	MTU     int    // bytes
 	Driver  string // what ethtool calls it; empty where the driver does not say
+	Type    string // as iproute2 calls it: "ether" is what plait can send on
 	AdminUp bool
 	Carrier bool // the lower layer is up and so is the interface's operational state (RFC 2863)
 	Master  int  // index of the bridge, bond or VRF that the interface belongs to; 0 for none
@@ -46,6 +47,7 @@ func (h *Host) Uplinks(names []string) (map[string]Uplink, error) {
 			Name:    a.Name,
 			Index:   a.Index,
 			MTU:     a.MTU,
+			Type:    a.EncapType,
 			AdminUp: a.Flags&net.FlagUp != 0,
 			Carrier: hasCarrier(a.RawFlags),
 			Master:  a.MasterIndex,

@@ -4,5 +4,5 @@
 // share with package cost. Nothing but this file is written by hand; run make generate.
 package bpf
 
-//go:generate go tool bpf2go -strip llvm-strip-19 -cc clang-19 -target bpfel -go-package bpf -type refill RefillTC refill_tc.bpf.c -- -O2 -g -mcpu=v3 -Wall -Werror -I../../../headers -idirafter /usr/include/x86_64-linux-gnu -idirafter /usr/include/aarch64-linux-gnu
-//go:generate go tool bpf2go -strip llvm-strip-19 -cc clang-19 -target bpfel -go-package bpf -no-global-types RefillXDP refill_xdp.bpf.c -- -O2 -g -mcpu=v3 -Wall -Werror -I../../../headers -idirafter /usr/include/x86_64-linux-gnu -idirafter /usr/include/aarch64-linux-gnu
+//go:generate go tool bpf2go -target bpfel -go-package bpf -type refill RefillTC refill_tc.bpf.c -- -O2 -g -mcpu=v3 -Wall -Werror -I../../../headers -idirafter /usr/include/x86_64-linux-gnu -idirafter /usr/include/aarch64-linux-gnu
+//go:generate go tool bpf2go -target bpfel -go-package bpf -no-global-types RefillXDP refill_xdp.bpf.c -- -O2 -g -mcpu=v3 -Wall -Werror -I../../../headers -idirafter /usr/include/x86_64-linux-gnu -idirafter /usr/include/aarch64-linux-gnu

@@ -5,4 +5,4 @@
 // written by hand; run make generate.
 package bpf
 
-//go:generate go tool bpf2go -strip llvm-strip-19 -cc clang-19 -target bpfel -go-package bpf -type port -type fabric -type counters Port port.bpf.c -- -O2 -g -mcpu=v3 -Wall -Werror -idirafter /usr/include/x86_64-linux-gnu -idirafter /usr/include/aarch64-linux-gnu
+//go:generate go tool bpf2go -target bpfel -go-package bpf -type port -type fabric -type counters Port port.bpf.c -- -O2 -g -mcpu=v3 -Wall -Werror -idirafter /usr/include/x86_64-linux-gnu -idirafter /usr/include/aarch64-linux-gnu
