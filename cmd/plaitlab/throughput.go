@@ -85,7 +85,7 @@ func (b throughputBar) String() string {
 	if b.Met {
 		verdict = "met"
 	}
-	want := ""
+	var want string
 	if b.Least != nil {
 		want = fmt.Sprintf("at least %.3g", *b.Least)
 	} else {
@@ -170,7 +170,7 @@ tcp     one TCP flow, and eight, between the identities of a and b against the s
         the bar is on the lower bound of the 90 % interval of the median ratio. It ends after --pairs pairs,
         or when that interval is narrow enough. In a wire-like lab and in a virtual one.
 shaped  both fabrics at 500 Mbit/s: eight flows between identities against eight over one uplink.
-udp     frames of 64 bytes at a fixed rate: CPU time that a packet costs more, on its way out and in, than one
+udp     frames of 64 bytes (IPv4) at a fixed rate: CPU time that a packet costs more, on its way out and in, than one
         that the kernel routes, against what nftables source NAT with connection tracking costs more. A batch
         is sent and has arrived before the call returns, so its time is all of its way through both hosts and
         the fabric, on one CPU. What arrives with a marked hop limit without having been translated
@@ -468,7 +468,7 @@ func (r throughputReport) table(out io.Writer) error {
 			t.Ratio.Median, t.Ratio.Low, t.Ratio.High, len(t.Pairs))
 	}
 	if u := r.UDP; u != nil {
-		p("\nUDP, 64-byte frames, %d packets/s\tns a packet\t90 %% interval\n", u.Rate)
+		p("\nUDP, 18 bytes of payload, %d packets/s\tns a packet\t90 %% interval\n", u.Rate)
 		row := func(name string, i interval) { p("%s\t%.0f\t%.0f-%.0f\n", name, i.Median, i.Low, i.High) }
 		row("plain, all of its way", u.Plain)
 		row("plait adds on the way out", u.PlaitOut)
