@@ -105,7 +105,7 @@ type throughputReport struct {
 
 	TCP    []*tcpRatio     `json:"tcp"`
 	Shaped *tcpRatio       `json:"shaped,omitempty"`
-	UDP    *udpCost        `json:"udp,omitempty"`
+	UDP    []*udpCost      `json:"udp"`
 	Bars   []throughputBar `json:"bars"`
 }
 
@@ -170,11 +170,12 @@ tcp     one TCP flow, and eight, between the identities of a and b against the s
         the bar is on the lower bound of the 90 % interval of the median ratio. It ends after --pairs pairs,
         or when that interval is narrow enough. In a wire-like lab and in a virtual one.
 shaped  both fabrics at 500 Mbit/s: eight flows between identities against eight over one uplink.
-udp     frames of 64 bytes (IPv4) at a fixed rate: CPU time that a packet costs more, on its way out and in, than one
-        that the kernel routes, against what nftables source NAT with connection tracking costs more. A batch
-        is sent and has arrived before the call returns, so its time is all of its way through both hosts and
-        the fabric, on one CPU. What arrives with a marked hop limit without having been translated
-        here tells the way in from the way out.
+udp     frames of 64 bytes (IPv4) at a fixed rate: CPU time that a packet costs more, on its way out and in,
+        than one that the kernel routes, against what nftables source NAT with connection tracking costs more. A
+        batch is sent and has arrived before the call returns, so its time is all of its way through both hosts
+        and the fabric, on one CPU. Packets that are sent with a marked hop limit, and so are translated on
+        their way in only, tell the way in from the way out. In the virtual lab plait's hook is tcx; in the
+        wire-like one it is XDP, and the uplinks of the hosts without plait have an empty XDP program.
 
 The machine should have nothing else to do. It fails if a bar is missed.`,
 		Args: cobra.NoArgs,
@@ -216,7 +217,7 @@ The machine should have nothing else to do. It fails if a bar is missed.`,
 	f := cmd.Flags()
 	f.IntVar(&o.pairs, "pairs", 40, "pairs of runs at most, of each comparison")
 	f.DurationVar(&o.length, "length", time.Second, "of one run with TCP")
-	f.StringVar(&form, "form", "both", "of the lab for tcp: wire, virtual or both (shaped and udp are always virtual)")
+	f.StringVar(&form, "form", "both", "of the lab: wire, virtual or both (shaped is always virtual)")
 	f.StringSliceVar(&o.parts, "part", []string{partTCP, partShaped, partUDP}, "what to measure")
 	f.IntVar(&o.family, "family", 4, "IP version, 4 or 6")
 	f.StringVar(&o.plait, "plait", "", "plait program (default: the one next to this program)")
@@ -240,22 +241,29 @@ func throughput(ctx context.Context, out, diag io.Writer, o throughputOptions) (
 	if b.cpus, err = twoCPUs(); err != nil {
 		return err
 	}
-	report := throughputReport{Kernel: kernelRelease(), Family: o.family, CPUs: b.cpus, TCP: []*tcpRatio{}, Bars: []throughputBar{}}
+	report := throughputReport{Kernel: kernelRelease(), Family: o.family, CPUs: b.cpus, TCP: []*tcpRatio{}, UDP: []*udpCost{}, Bars: []throughputBar{}}
 	if slices.Contains(o.parts, partTCP) {
 		for _, form := range o.forms {
-			if err := b.inLab(ctx, form, func(w *throughputWorld) error { return b.tcp(ctx, w, &report) }); err != nil {
+			err := b.inLab(ctx, lab.Options{Form: form}, func(w *throughputWorld) error { return b.tcp(ctx, w, &report) })
+			if err != nil {
 				return err
 			}
 		}
 	}
 	if slices.Contains(o.parts, partShaped) {
-		if err := b.inLab(ctx, lab.Virtual, func(w *throughputWorld) error { return b.shaped(ctx, w, &report) }); err != nil {
+		err := b.inLab(ctx, lab.Options{}, func(w *throughputWorld) error { return b.shaped(ctx, w, &report) })
+		if err != nil {
 			return err
 		}
 	}
 	if slices.Contains(o.parts, partUDP) {
-		if err := b.inLab(ctx, lab.Virtual, func(w *throughputWorld) error { return b.udp(ctx, w, &report) }); err != nil {
-			return err
+		for _, form := range o.forms {
+			// Of the wire form a NIC's hook is wanted, which the lab leaves to plait.
+			options := lab.Options{Form: form, FreeUplinks: form == lab.Wire}
+			err := b.inLab(ctx, options, func(w *throughputWorld) error { return b.udp(ctx, w, &report) })
+			if err != nil {
+				return err
+			}
 		}
 	}
 	if o.json {
@@ -292,8 +300,9 @@ type throughputWorld struct {
 }
 
 // inLab runs measure in a lab of its own.
-func (b *throughputBench) inLab(ctx context.Context, form lab.Form, measure func(*throughputWorld) error) (err error) {
-	l, err := lab.Up(ctx, lab.Options{Form: form, Hosts: []string{"a", "b", "c", "d", "e"}})
+func (b *throughputBench) inLab(ctx context.Context, o lab.Options, measure func(*throughputWorld) error) (err error) {
+	o.Hosts = []string{"a", "b", "c", "d", "e"}
+	l, err := lab.Up(ctx, o)
 	if err != nil {
 		return fmt.Errorf("bringing the lab up: %w", err)
 	}
@@ -304,6 +313,9 @@ func (b *throughputBench) inLab(ctx context.Context, form lab.Form, measure func
 		peer := []*lab.Host{w.b, w.a}[i]
 		configs[i], err = h.WriteConfig(func(c *lab.Config) {
 			c.Peers = slices.DeleteFunc(c.Peers, func(p lab.ConfigPeer) bool { return p.Name != peer.Name })
+			if o.FreeUplinks {
+				c.SetIngress("xdp")
+			}
 		})
 		if err != nil {
 			return err
@@ -430,6 +442,10 @@ func (b *throughputBench) compare(ctx context.Context, r *tcpRatio, c comparison
 				return err
 			}
 		}
+		if p.Plain == 0 {
+			// Not a byte in all that time: it is the machine that stood still.
+			return fmt.Errorf("pair %d, %s, %s: nothing arrived by plain routing", n+1, r.Form, plural(r.Flows, "flow"))
+		}
 		p.Ratio = p.Plait / p.Plain
 		r.Pairs = append(r.Pairs, p)
 		ratios = append(ratios, p.Ratio)
@@ -467,8 +483,8 @@ func (r throughputReport) table(out io.Writer) error {
 		p("%s\t%.0f\t%.0f\t%.3f\t%.3f-%.3f\t%d\n", name, medianInterval(plain).Median, medianInterval(plait).Median,
 			t.Ratio.Median, t.Ratio.Low, t.Ratio.High, len(t.Pairs))
 	}
-	if u := r.UDP; u != nil {
-		p("\nUDP, 18 bytes of payload, %d packets/s\tns a packet\t90 %% interval\n", u.Rate)
+	for _, u := range r.UDP {
+		p("\nUDP, 18 bytes, %d packets/s, %s lab\tns a packet\t90 %% interval\n", u.Rate, u.Form)
 		row := func(name string, i interval) { p("%s\t%.0f\t%.0f-%.0f\n", name, i.Median, i.Low, i.High) }
 		row("plain, all of its way", u.Plain)
 		row("plait adds on the way out", u.PlaitOut)

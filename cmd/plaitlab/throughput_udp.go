@@ -15,6 +15,9 @@ import (
 	"time"
 	"unsafe"
 
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
@@ -36,9 +39,10 @@ const (
 
 // udpCost is what a packet costs, in ns of CPU time.
 type udpCost struct {
-	Rate      int `json:"packets_per_s"` // while it is measured
-	Batches   int `json:"batches"`
-	Discarded int `json:"batches_discarded"`
+	Form      string `json:"form"`
+	Rate      int    `json:"packets_per_s"` // while it is measured
+	Batches   int    `json:"batches"`
+	Discarded int    `json:"batches_discarded"`
 
 	Plain    interval `json:"plain_ns"` // from one program through both hosts to the other
 	PlaitOut interval `json:"plait_out_ns"`
@@ -68,6 +72,15 @@ func (b *throughputBench) udp(ctx context.Context, w *throughputWorld, report *t
 		}
 	}()
 	f1 := w.lab.Fabrics[0].Name
+	if w.lab.Form == lab.Wire {
+		for _, h := range []*lab.Host{w.c, w.d, w.e} {
+			l, err := attachEmptyXDP(h, h.Uplink(f1).Name)
+			if err != nil {
+				return err
+			}
+			defer func() { err = errors.Join(err, l.Close()) }()
+		}
+	}
 	if streams[udpPlain], err = newUDPStream(w.c, w.d, b.locator(w.c, f1), b.locator(w.d, f1), b.locator(w.d, f1)); err != nil {
 		return err
 	}
@@ -84,7 +97,7 @@ func (b *throughputBench) udp(ctx context.Context, w *throughputWorld, report *t
 		return err
 	}
 
-	cost := &udpCost{Rate: int(udpBatch * time.Second / udpBatchTick)}
+	cost := &udpCost{Form: w.lab.Form.String(), Rate: int(udpBatch * time.Second / udpBatchTick)}
 	var plain, plaitOut, plaitIn, natOut, natIn []float64
 	done := make(chan error, 1)
 	go func() {
@@ -126,11 +139,35 @@ func (b *throughputBench) udp(ctx context.Context, w *throughputWorld, report *t
 	cost.Plain = medianInterval(plain)
 	cost.PlaitOut, cost.PlaitIn = medianInterval(plaitOut), medianInterval(plaitIn)
 	cost.NATOut, cost.NATIn = medianInterval(natOut), medianInterval(natIn)
-	report.UDP = cost
+	report.UDP = append(report.UDP, cost)
 	report.Bars = append(report.Bars,
-		atMost("UDP: plait's CPU time against NAT's, out", mostOfNAT, cost.PlaitOut.Median/cost.NATOut.Median),
-		atMost("UDP: plait's CPU time against NAT's, in", mostOfNAT, cost.PlaitIn.Median/cost.NATIn.Median))
+		atMost("UDP, "+cost.Form+": plait's CPU time against NAT's, out", mostOfNAT, cost.PlaitOut.Median/cost.NATOut.Median),
+		atMost("UDP, "+cost.Form+": plait's CPU time against NAT's, in", mostOfNAT, cost.PlaitIn.Median/cost.NATIn.Median))
 	return nil
+}
+
+// attachEmptyXDP attaches a program that passes everything, until the link is closed.
+func attachEmptyXDP(h *lab.Host, uplink string) (l link.Link, err error) {
+	prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Name: "pass", Type: ebpf.XDP, License: "GPL",
+		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 2 /* XDP_PASS */), asm.Return()},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("loading an empty XDP program: %w", err)
+	}
+	defer func() { _ = prog.Close() }()
+	err = h.Do(func() error {
+		ln, err := netlink.LinkByName(uplink)
+		if err != nil {
+			return err
+		}
+		l, err = link.AttachXDP(link.XDPOptions{Program: prog, Interface: ln.Attrs().Index, Flags: link.XDPDriverMode})
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("attaching an empty XDP program to %s of host %s: %w", uplink, h.Name, err)
+	}
+	return l, nil
 }
 
 func sequence(n int) (s []int) {
