@@ -129,33 +129,65 @@ func Remove(runDir string) error {
 // Lock is held by the running agent.
 type Lock struct{ f *os.File }
 
+// How long Acquire and Running wait out the moments in which the lock file says nothing: another process looks who holds
+// it, or has just taken it.
+const (
+	retries    = 50
+	retryEvery = 2 * time.Millisecond
+)
+
 // Acquire makes the run directory if need be and takes its lock; ErrLocked names the holder. The
 // kernel releases it when the process ends, however it ends.
 func Acquire(runDir string) (*Lock, error) {
-	if err := os.MkdirAll(runDir, 0o755); err != nil {
-		return nil, fmt.Errorf("creating run directory: %w", err)
-	}
 	path := filepath.Join(runDir, lockFile)
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_CLOEXEC, 0o644)
-	if err != nil {
-		return nil, fmt.Errorf("opening lock: %w", err)
-	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		defer f.Close()
-		if !errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, fmt.Errorf("locking %s: %w", path, err)
+	for try := 1; ; try++ {
+		if err := os.MkdirAll(runDir, 0o755); err != nil {
+			return nil, fmt.Errorf("creating run directory: %w", err)
+		}
+		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_CLOEXEC, 0o644)
+		if errors.Is(err, fs.ErrNotExist) && try < retries {
+			continue // the directory was removed at this moment
+		}
+		if err != nil {
+			return nil, fmt.Errorf("opening lock: %w", err)
+		}
+		err = take(f, path)
+		if err == nil {
+			return &Lock{f}, nil
 		}
 		pid, _ := holder(f)
-		return nil, fmt.Errorf("%w with process id %d (lock %s)", ErrLocked, pid, path)
-	}
-	if err := f.Truncate(0); err == nil {
-		_, err = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
-		if err != nil {
-			f.Close()
-			return nil, fmt.Errorf("writing lock: %w", err)
+		_ = f.Close()
+		switch {
+		case !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, errRemoved):
+			return nil, fmt.Errorf("locking %s: %w", path, err)
+		case try == retries:
+			return nil, fmt.Errorf("%w with process id %d (lock %s)", ErrLocked, pid, path)
 		}
+		time.Sleep(retryEvery)
 	}
-	return &Lock{f}, nil
+}
+
+// errRemoved says that a lock was taken on a file that is not the lock file any more.
+var errRemoved = errors.New("lock file was removed")
+
+// take locks f, which was opened at path, and writes our process id into it.
+func take(f *os.File, path string) error {
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return err
+	}
+	mine, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	// Whoever held the lock may have removed the file meanwhile, and somebody else locked a new one.
+	if there, err := os.Stat(path); err != nil || !os.SameFile(mine, there) {
+		return errRemoved
+	}
+	// Of one length always, so that no reader finds half a number.
+	if _, err := fmt.Fprintf(f, "%-10d\n", os.Getpid()); err != nil {
+		return fmt.Errorf("writing process id: %w", err)
+	}
+	return nil
 }
 
 // Release gives the lock back.
@@ -169,20 +201,35 @@ func holder(f *os.File) (int, error) {
 
 // Running returns the process id of the running agent, 0 if there is none.
 func Running(runDir string) (int, error) {
-	f, err := os.Open(filepath.Join(runDir, lockFile))
+	path := filepath.Join(runDir, lockFile)
+	for try := 1; ; try++ {
+		pid, err := running(path)
+		if err == nil || try == retries {
+			return pid, err
+		}
+		time.Sleep(retryEvery)
+	}
+}
+
+func running(path string) (int, error) {
+	f, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return 0, nil
 	}
 	if err != nil {
-		return 0, err
+		return 0, fmt.Errorf("opening lock: %w", err)
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	err = unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB)
 	if err == nil {
 		return 0, nil // closing releases it again
 	}
 	if !errors.Is(err, unix.EWOULDBLOCK) {
-		return 0, err
+		return 0, fmt.Errorf("looking at lock %s: %w", path, err)
 	}
-	return holder(f)
+	pid, err := holder(f)
+	if err != nil {
+		return 0, fmt.Errorf("lock %s is held, but does not say by whom: %w", path, err)
+	}
+	return pid, nil
 }
