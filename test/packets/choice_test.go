@@ -185,7 +185,7 @@ func TestChoice(t *testing.T) {
 		t.Run(f.String(), func(t *testing.T) {
 			m := newManyPaths(t, f)
 			chosen := map[int]int{}
-			rapid.Check(t, func(rt *rapid.T) {
+			thorough(t, func(rt *rapid.T) {
 				s := drawSituation(rt)
 				m.apply(s)
 				for range 8 {

@@ -152,6 +152,22 @@ func TestMalformedIPv4(t *testing.T) {
 	}
 }
 
+// TestTinyFragments: a first fragment without the checksum cannot be translated (RFC 1858 has it
+// dropped anyway), and so the datagram is lost whole.
+func TestTinyFragments(t *testing.T) {
+	w := newWorld(t, hostA, hostB)
+	for _, f := range families {
+		p := packet{body: tcp(40000, 80, nil, pattern(30)), more: true, to: 8}
+		if f == v6 {
+			p.exts = []ext{fragment6(0, true)}
+		}
+		w.check(t, egress, p.frame(identities(f, hostA, hostB), 64), want{verdict: drop, reason: rTruncated})
+		for _, h := range ingresses {
+			w.check(t, h, p.frame(locators(f, hostB, hostA, 0), 255), want{verdict: drop, reason: rInTruncated})
+		}
+	}
+}
+
 // TestEgressRefuses: plait0 passes nothing on. What cannot be sent is dropped, and says why.
 func TestEgressRefuses(t *testing.T) {
 	w := newWorld(t, hostA, hostB, hostC)

@@ -186,6 +186,12 @@ func TestInvalidProbes(t *testing.T) {
 		for _, back := range []uint64{0, 1, newestRound - 1} {
 			add(rProbeReplayed, "replayed reply", with(reply, func(p *probe) { p.round = newestRound - back }))
 		}
+		// Old, and of another boot: what it says of the peer's epoch must not be believed either.
+		reboot := func(round uint64) func(*probe) {
+			return func(p *probe) { p.round, p.reflectorEpoch = round, newerEpoch(hostB) }
+		}
+		add(rProbeReplayed, "replayed reply naming another boot", with(reply, reboot(newestRound)))
+		add(rProbeFuture, "reply to the next round naming another boot", with(reply, reboot(sentRound+1)))
 		add(rProbeFuture, "reply to the next round", with(reply, func(p *probe) { p.round = sentRound + 1 }))
 		add(rProbeFuture, "reply to the last round", with(reply, func(p *probe) { p.round = 1<<64 - 1 }))
 		add(rProbeEpoch, "request of an older boot", with(request, func(p *probe) { p.epoch = olderEpoch(hostB) }))
