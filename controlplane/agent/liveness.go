@@ -31,7 +31,7 @@ type groupRuntime struct {
 type pathRuntime struct {
 	backSince time.Duration // answering again, in hold-down; 0 not
 
-	lag [2]uint32 // largest of the last half seconds
+	lag [2]uint32 // largest of the last two seconds, the newer first
 
 	peak   uint32 // multiplier at its highest, and when
 	peakAt time.Duration
@@ -96,6 +96,11 @@ func (a *Agent) clearUplink(uplink uint8, now time.Duration) {
 				continue
 			}
 			bit := uint64(1) << i
+			// One that is down keeps its story: a path that has never answered is still to answer for
+			// the first time.
+			if atomic.LoadUint64(&gs.Fresh)&bit == 0 {
+				continue
+			}
 			ps := a.set.PathStates.At(g.first + uint32(i))
 			wasUp := uint32(0)
 			if atomic.LoadUint64(&gs.Up)&bit != 0 {
@@ -242,6 +247,15 @@ func (a *Agent) decay(ps *maps.PathState, rt *pathRuntime, now time.Duration) {
 	want := least + uint32(float64(rt.peak-least)*left.Seconds()/multiplierDecay.Seconds()+0.5)
 	if want < m && atomic.CompareAndSwapUint32(&ps.Multiplier, m, want) {
 		rt.expect = want
+	}
+}
+
+// startLoss makes the counters of a path that is taken over the start of its window: what an earlier
+// agent sent is none of its last seconds.
+func (rt *pathRuntime) startLoss(ps *maps.PathState) {
+	probes, replies := atomic.LoadUint64(&ps.Probes), atomic.LoadUint64(&ps.Replies)
+	for i := range rt.probes {
+		rt.probes[i], rt.replies[i] = probes, replies
 	}
 }
 

@@ -133,6 +133,7 @@ func (t *tables) adopt(index uint32, w wantGroup) *group {
 	for i := range w.paths {
 		ps := t.set.PathStates.At(g.first + uint32(i))
 		t.setMultiplier(ps)
+		g.paths[i].startLoss(ps)
 	}
 	return g
 }
@@ -192,6 +193,7 @@ func (t *tables) build(w wantGroup, used *usage, old *maps.Group, oldIndex uint3
 		}
 		*t.set.PathStates.At(at) = ps
 		t.setMultiplier(t.set.PathStates.At(at))
+		g.paths[i].startLoss(&ps)
 		t.set.SetPath(at, maps.Path{
 			Local: p.local, Remote: p.remote, Identity: p.identity, PeerIdentity: p.peerIdentity,
 			NextHop: p.nextHop, Ifindex: p.ifindex, Group: index, Uplink: p.uplink, Number: uint8(i),
