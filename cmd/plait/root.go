@@ -40,7 +40,7 @@ on the interface plait0; kernel programs carry each flow over an uplink that wor
 	root.PersistentFlags().StringVar(&p.runDir, "run-dir", cmp.Or(e.getenv("PLAIT_RUN_DIR"), "/run/plait"),
 		"directory of lock and state (or PLAIT_RUN_DIR)")
 	root.AddCommand(
-		newRunCommand(e, p), newCheckCommand(e), newStatusCommand(e, p), newDownCommand(e, p),
+		newRunCommand(e, p), newCheckCommand(e, p), newStatusCommand(e, p), newDownCommand(e, p),
 		newGenkeyCommand(e), newVersionCommand(e),
 	)
 	return root

@@ -90,7 +90,7 @@ plane then goes on as it is. plait down takes it off.`,
 	return cmd
 }
 
-func newCheckCommand(e env) *cobra.Command {
+func newCheckCommand(e env, p *places) *cobra.Command {
 	var file string
 	cmd := &cobra.Command{
 		Use:   "check",
@@ -112,7 +112,7 @@ plait run would refuse.`,
 			defer host.Close()
 			hostErr := agent.CheckHost(host)
 			if hostErr == nil {
-				hostErr = loader.CheckKernel()
+				hostErr = errors.Join(loader.CheckKernel(), loader.CheckBPFFS(p.bpffs))
 			}
 			warnings, err := agent.HostWarnings(cfg, host)
 			for _, w := range append(cfg.Warnings, warnings...) {
