@@ -59,7 +59,8 @@ func CheckBPFFS(bpffs string) error {
 func Maps(bpffs string, writable bool) (*maps.Set, error) {
 	opened := map[string]*ebpf.Map{}
 	for _, name := range maps.Names() {
-		m, err := ebpf.LoadPinnedMap(filepath.Join(dir(bpffs), name), nil)
+		// A read-only file system refuses writable ones.
+		m, err := ebpf.LoadPinnedMap(filepath.Join(dir(bpffs), name), &ebpf.LoadPinOptions{ReadOnly: !writable})
 		if err != nil {
 			for _, o := range opened {
 				o.Close()
@@ -146,19 +147,21 @@ func (l *Loader) load(spec func() (*ebpf.CollectionSpec, error), into any) error
 // create makes all maps and publishes their pins in one step.
 func create(bpffs string, sizes maps.Sizes) (err error) {
 	final := dir(bpffs)
-	aside := fmt.Sprintf("%s-new-%d", final, os.Getpid()) // bpffs takes no dots in names
+	aside := final + "-new" // bpffs takes no dots in names
 	if err := os.MkdirAll(Root(bpffs), 0o700); err != nil {
 		return fmt.Errorf("creating pin directory: %w", err)
 	}
-	if err := os.RemoveAll(final); err != nil { // what a crash left half-made
-		return fmt.Errorf("removing incomplete pins: %w", err)
+	for _, left := range []string{final, aside} { // what a crash left half-made
+		if err := remove(left); err != nil {
+			return fmt.Errorf("removing incomplete pins: %w", err)
+		}
 	}
 	if err := os.Mkdir(aside, 0o700); err != nil {
 		return fmt.Errorf("creating pin directory: %w", err)
 	}
 	defer func() {
 		if err != nil {
-			os.RemoveAll(aside)
+			err = errors.Join(err, os.RemoveAll(aside))
 		}
 	}()
 	specs, err := mapSpecs(sizes)
@@ -221,7 +224,7 @@ func (l *Loader) Discard() error {
 	if !l.Created {
 		return nil
 	}
-	if err := os.RemoveAll(dir(l.bpffs)); err != nil {
+	if err := remove(dir(l.bpffs)); err != nil {
 		return fmt.Errorf("removing pins: %w", err)
 	}
 	// Another layout's data plane may still be there.
@@ -334,18 +337,44 @@ func (l *Loader) Uplinks() ([]string, error) {
 		if !ok {
 			continue
 		}
-		name = strings.TrimSuffix(strings.TrimSuffix(name, "-xdp"), "-tc")
+		// One suffix only: an interface's own name may end like one.
+		if short, ok := strings.CutSuffix(name, "-xdp"); ok {
+			name = short
+		} else {
+			name = strings.TrimSuffix(name, "-tc")
+		}
 		names = append(names, strings.ReplaceAll(name, ":", "."))
 	}
 	return names, nil
 }
 
-func (l *Loader) unpin(name string) error {
-	err := os.Remove(filepath.Join(linksDir(l.bpffs), name))
+func (l *Loader) unpin(name string) error { return unpin(filepath.Join(linksDir(l.bpffs), name)) }
+
+// unpin removes a pinned link. It detaches it first, for the kernel does so only some time after the pin is gone, and until
+// then its hook is taken. A missing one is no error.
+func unpin(path string) error {
+	l, err := link.LoadPinnedLink(path, nil)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
-	return err
+	if err == nil {
+		err = errors.Join(l.Detach(), l.Close())
+	}
+	return errors.Join(err, os.Remove(path))
+}
+
+// remove removes a directory of pins and detaches the links in it. A missing one is no error.
+func remove(dir string) error {
+	links := filepath.Join(dir, "links")
+	entries, err := os.ReadDir(links)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = nil
+	}
+	errs := []error{err}
+	for _, e := range entries {
+		errs = append(errs, unpin(filepath.Join(links, e.Name())))
+	}
+	return errors.Join(append(errs, os.RemoveAll(dir))...)
 }
 
 // tcx attaches at the head of the chain: another program's verdict there would hide packets.
@@ -414,10 +443,15 @@ func update(l link.Link, ifindex int, prog *ebpf.Program) error {
 // Remove detaches everything and removes every pin. It can be repeated.
 func Remove(bpffs string) error {
 	root := Root(bpffs)
-	if _, err := os.Stat(root); errors.Is(err, fs.ErrNotExist) {
+	layouts, err := os.ReadDir(root)
+	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
-	if err := os.RemoveAll(root); err != nil {
+	errs := []error{err}
+	for _, e := range layouts {
+		errs = append(errs, remove(filepath.Join(root, e.Name())))
+	}
+	if err := errors.Join(append(errs, os.RemoveAll(root))...); err != nil {
 		return fmt.Errorf("removing pins: %w", err)
 	}
 	return nil
