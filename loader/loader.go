@@ -59,8 +59,8 @@ func CheckBPFFS(bpffs string) error {
 func Maps(bpffs string, writable bool) (*maps.Set, error) {
 	opened := map[string]*ebpf.Map{}
 	for _, name := range maps.Names() {
-		// A read-only file system refuses writable ones.
-		m, err := ebpf.LoadPinnedMap(filepath.Join(dir(bpffs), name), &ebpf.LoadPinOptions{ReadOnly: !writable})
+		// Never read-only: such a map cannot be mapped into memory.
+		m, err := ebpf.LoadPinnedMap(filepath.Join(dir(bpffs), name), nil)
 		if err != nil {
 			for _, o := range opened {
 				o.Close()
