@@ -34,7 +34,7 @@ program too, so that it is not part of the difference.`,
 			results, missed := []cost.Result{}, 0
 			table := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', tabwriter.AlignRight)
 			fmt.Fprintln(table, "thing\tpeers\tgross ns\tempty ns\tnet ns\tbar ns\tok\t")
-			err := cost.Run(cmd.Context(), func(r cost.Result) {
+			err := cost.Run(cmd.Context(), cost.Many, cost.Samples, func(r cost.Result) {
 				results = append(results, r)
 				ok := "yes"
 				if !r.OK {

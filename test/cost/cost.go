@@ -39,16 +39,17 @@ type kase struct {
 	ipv6 bool
 }
 
-// Run measures everything with one peer and with Many, and hands over each result as it comes.
-func Run(ctx context.Context, each func(Result)) error {
+// Run measures everything with one peer and with `many` (Many, but in tests), and hands over each
+// result as it comes. It returns an error if a program did anything but its work.
+func Run(ctx context.Context, many uint32, samples int, each func(Result)) error {
 	one := map[string]float64{}
-	for _, peers := range []uint32{1, Many} {
+	for _, peers := range []uint32{1, many} {
 		p, err := world(peers)
 		if err != nil {
 			return fmt.Errorf("filling the maps with %d peers: %w", peers, err)
 		}
 		for _, k := range cases() {
-			r, err := k.measure(ctx, p, peers)
+			r, err := k.measure(ctx, p, peers, samples)
 			if err != nil {
 				p.Close()
 				return fmt.Errorf("measuring %s with %d peers: %w", k.name, peers, err)
@@ -68,7 +69,7 @@ func Run(ctx context.Context, each func(Result)) error {
 	return nil
 }
 
-func (k kase) measure(ctx context.Context, p *plane.Plane, peers uint32) (Result, error) {
+func (k kase) measure(ctx context.Context, p *plane.Plane, peers uint32, samples int) (Result, error) {
 	f := maps.IPv4
 	if k.ipv6 {
 		f = maps.IPv6
@@ -83,7 +84,7 @@ func (k kase) measure(ctx context.Context, p *plane.Plane, peers uint32) (Result
 		return Result{}, err
 	}
 	r := Result{Name: k.name, Peers: peers, Bar: k.bar}
-	if r.Gross, r.Empty, err = b.run(ctx, p); err != nil {
+	if r.Gross, r.Empty, err = b.run(ctx, p, samples); err != nil {
 		return Result{}, err
 	}
 	after, err := p.Set.Reasons()

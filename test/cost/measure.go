@@ -20,11 +20,11 @@ import (
 	"github.com/plait-net/plait/test/plane"
 )
 
-// Samples alternate between the program and the empty one; the median of each is taken. They are few
-// and long, because each costs XDP a switch of the kernel's dispatcher (tens of milliseconds), and a
-// cold start.
+// Samples is how many samples Run takes of each program and of the empty one, alternating; the medians
+// are compared. They are few and long, because each costs XDP a switch of the kernel's dispatcher (tens
+// of milliseconds), and a cold start.
 const (
-	samples = 21
+	Samples = 21
 	repeat  = 16384 // runs a sample
 )
 
@@ -58,7 +58,7 @@ type runners struct {
 }
 
 // run returns the medians, in nanoseconds a run, of the program and of the empty one.
-func (b *bench) run(ctx context.Context, p *plane.Plane) (gross, empty float64, err error) {
+func (b *bench) run(ctx context.Context, p *plane.Plane, samples int) (gross, empty float64, err error) {
 	r, err := b.runners(p)
 	if err != nil {
 		return 0, 0, err
