@@ -43,6 +43,7 @@ const (
 	agentPaths   = 4               // two fabrics, two families
 	agentRounds  = time.Millisecond
 	barePriority = 50 // SCHED_FIFO, as the agent's sender
+	bareWindow   = 50 // rounds of the peer's receive report: more than any path's patience
 	sampleRounds = 16 // every so many rounds the agent asks for an RTT sample
 )
 
@@ -195,10 +196,15 @@ func agentCost(ctx context.Context, out, diag io.Writer, o agentCostOptions) (er
 	if err != nil {
 		return fmt.Errorf("writing the report: %w", err)
 	}
+	return report.verdict()
+}
+
+// verdict is an error if a bar was missed.
+func (r agentCostReport) verdict() error {
 	var missed []error
-	for _, bar := range report.Bars {
-		if !bar.Met {
-			missed = append(missed, fmt.Errorf("%s: %.2f, want at most %g", bar.Name, bar.Value, bar.Most))
+	for _, b := range r.Bars {
+		if !b.Met {
+			missed = append(missed, fmt.Errorf("%s: %.2f, want at most %g", b.Name, b.Value, b.Most))
 		}
 	}
 	return errors.Join(missed...)
@@ -538,7 +544,7 @@ func bareLoop(out io.Writer, file, bpffs string, length time.Duration) error {
 	if err := unix.Bind(fd, &unix.SockaddrLinklayer{Ifindex: plait0.Index}); err != nil {
 		return fmt.Errorf("binding to %s: %w", hostnet.Plait0Name, err)
 	}
-	b := newBareRounds(set, groups, cfg.Liveness.Interval, int(length/cfg.Liveness.Interval))
+	b := newBareRounds(groups, set.Settings.Epoch, cfg.Liveness.Interval, int(length/cfg.Liveness.Interval))
 	runtime.GC()
 	debug.SetGCPercent(-1)
 
@@ -602,18 +608,15 @@ type bareMessage struct {
 	_   [8]byte
 }
 
-func newBareRounds(set *maps.Set, groups []bareGroup, interval time.Duration, n int) *bareRounds {
+func newBareRounds(groups []bareGroup, epoch uint64, interval time.Duration, n int) *bareRounds {
 	b := &bareRounds{groups: groups, n: n}
 	for k := range n {
 		for _, g := range groups {
-			r := probe.Round{Number: g.first + uint64(k), Fresh: true}
+			r := probe.Round{Number: g.first + uint64(k), Window: bareWindow, Fresh: true}
 			r.Sample = r.Number%sampleRounds == 0
 			for _, p := range g.paths {
-				r.Window = max(r.Window, uint8(min(atomic.LoadUint32(&set.PathStates.At(p.Index).Multiplier), 255)))
-			}
-			for _, p := range g.paths {
 				before := len(b.frames)
-				b.frames = probe.AppendRequest(b.frames, p, set.Settings.Epoch, interval, r)
+				b.frames = probe.AppendRequest(b.frames, p, epoch, interval, r)
 				if k == 0 {
 					b.sizes = append(b.sizes, uint64(len(b.frames)-before))
 				}
