@@ -43,7 +43,7 @@ func newDemoCommand() *cobra.Command {
 	)
 	cmd := &cobra.Command{
 		Use:   "demo",
-		Short: "Show what a cut does to real traffic between two hosts: nothing",
+		Short: "Show what cuts and dying agents do to real traffic between two hosts",
 		Long: `Brings up two hosts on two fabrics with an agent on each, and moves checked traffic between their identities:
 TCP connections and UDP streams, IPv4 and IPv6, both ways, over both fabrics. Then it cuts one fabric silently
 and heals it, pulls the carrier of the other and puts it back, and kills both agents and starts them again.
@@ -95,38 +95,40 @@ type demoEvent struct {
 // demo runs the command.
 func demo(ctx context.Context, out io.Writer, o demoOptions) (err error) {
 	d := &demonstration{o: o, s: newScreen(out, o.ascii, os.Getenv), began: traffic.Now()}
-	defer func() {
-		if ctx.Err() != nil {
-			err = errors.New("interrupted; all that it made is removed")
-		}
-	}()
 	if d.o.plait, err = plaitProgram(o.plait); err != nil {
 		return err
 	}
 	if d.lab, err = lab.Up(ctx, lab.Options{Form: o.form}); err != nil {
 		return fmt.Errorf("bringing the lab up: %w", err)
 	}
-	finished := false // what is kept is a lab that has shown what it is for, whatever came out
-	defer func() {
-		if !finished || !o.keep || ctx.Err() != nil {
-			err = errors.Join(err, d.down())
-		}
-	}()
+	shown, err := d.show(ctx)
+	// What is kept is a lab that has shown what it is for, whatever came out.
+	if shown && o.keep {
+		d.lookAround()
+		return errors.Join(err, d.s.err)
+	}
+	down := d.down()
+	switch {
+	case shown:
+		return errors.Join(err, d.s.err, down)
+	case ctx.Err() != nil && down == nil:
+		return errors.New("interrupted; all that it made is removed")
+	}
+	return errors.Join(err, down)
+}
+
+// show runs the demo in the lab. Once it has been shown, the error says what traffic lost for good.
+func (d *demonstration) show(ctx context.Context) (shown bool, err error) {
 	d.greet()
 	if err := d.start(ctx); err != nil {
-		return err
+		return false, err
 	}
 	defer func() { err = errors.Join(err, d.views.close()) }()
 	defer d.streams.close()
 	if err := d.play(ctx); err != nil {
-		return err
+		return false, err
 	}
-	verdict := d.report()
-	finished = true
-	if o.keep {
-		d.lookAround()
-	}
-	return errors.Join(verdict, d.s.err)
+	return true, d.report()
 }
 
 // down removes everything.
@@ -148,7 +150,7 @@ func (d *demonstration) greet() {
 	g := d.s.glyphs
 	a, b := d.lab.Host("a"), d.lab.Host("b")
 	line := strings.Repeat(g.line, 3)
-	d.s.say(span{"plait: two hosts, two fabrics, one cut, nothing lost", bold})
+	d.s.say(span{"plait: two hosts, two fabrics, cuts, and no connection lost", bold})
 	d.s.sayf("")
 	fabric := func(f *lab.Fabric, left, right string) {
 		d.s.sayf("%20s%s %s %s fabric %s %s %s %s%s", left, line, a.Uplink(f.Name).Name, line, f.Name, line,
@@ -197,7 +199,7 @@ func (d *demonstration) start(ctx context.Context) (err error) {
 	d.s.sayf("")
 	d.s.sayf("A column is 0.1 s. Over a fabric: its share of the traffic, %s no answer,", g.down)
 	d.s.sayf("%s answers again (trusted after 1 s). Gap: longest pause between arrivals, ms.", g.waiting)
-	d.s.sayf("Control: the gap of UDP without plait, over a fabric that is left alone.")
+	d.s.sayf("Control: the same without plait, over a fabric that is left alone.")
 	return nil
 }
 
@@ -297,7 +299,7 @@ func (d *demonstration) scenes(ctx context.Context) []scene {
 			spared: []string{f1, f2},
 			events: [2]sceneEvent{
 				{untilFirst, "killed", "agents killed", now(d.killAgents)},
-				{untilSecond, "started", "agents started again", now(func() error { return d.startAgents(ctx) })},
+				{untilSecond, "started", "agents restarted", now(func() error { return d.startAgents(ctx) })},
 			},
 		},
 	}
@@ -306,12 +308,11 @@ func (d *demonstration) scenes(ctx context.Context) []scene {
 // play shows all scenes.
 func (d *demonstration) play(ctx context.Context) error {
 	defer traffic.Quiet()()
-	defer d.streams.stop()
 	if err := d.streams.start(); err != nil {
 		return err
 	}
 	scenes := d.scenes(ctx)
-	d.events = []demoEvent{{name: "before all that", spared: scenes[len(scenes)-1].spared, at: d.streams.tally()}}
+	d.events = []demoEvent{{name: "before the cuts", spared: scenes[len(scenes)-1].spared, at: d.streams.tally()}}
 	for i := range scenes {
 		if err := d.scene(ctx, &scenes[i]); err != nil {
 			return err
@@ -357,8 +358,8 @@ type sceneLanes struct {
 	fabrics        []*lane // in their order
 	agents         *lane   // nil in a scene that is not about them
 	tcp, udp       *lane
-	udpGap, tcpGap *lane
-	control        *lane
+	udpGap, udpCtl *lane
+	tcpGap, tcpCtl *lane
 }
 
 func (d *demonstration) newTimeline(sc *scene) (*timeline, *sceneLanes) {
@@ -376,7 +377,8 @@ func (d *demonstration) newTimeline(sc *scene) (*timeline, *sceneLanes) {
 		lanes.fabrics = append(lanes.fabrics, add("over "+f.Name))
 	}
 	lanes.tcp, lanes.udp = add("TCP"), add("UDP")
-	lanes.udpGap, lanes.tcpGap, lanes.control = add("UDP gap"), add("TCP gap"), add("control")
+	lanes.udpGap, lanes.udpCtl = add("UDP gap"), add(" control")
+	lanes.tcpGap, lanes.tcpCtl = add("TCP gap"), add(" control")
 	return t, lanes
 }
 
@@ -492,15 +494,21 @@ func (d *demonstration) columns(lanes *sceneLanes, n int, last, now tally, befor
 func (d *demonstration) pauses(lanes *sceneLanes, n int, sc *scene, start, last, now time.Duration) {
 	g := d.s.glyphs
 	p, worst := d.streams.begun(last, now, sc.spared), d.streams.longest(start, now, sc.spared)
-	lanes.udpGap.add(n, g.pause(p.udp), "%s ms", milliseconds(worst.udp))
-	lanes.tcpGap.add(n, g.pause(p.tcp), "%s ms", milliseconds(worst.tcp))
-	lanes.control.add(n, g.pause(p.control), "%s ms", milliseconds(worst.control))
+	for _, l := range []struct {
+		lane         *lane
+		shown, worst time.Duration
+	}{
+		{lanes.udpGap, p.udp, worst.udp}, {lanes.udpCtl, p.udpControl, worst.udpControl},
+		{lanes.tcpGap, p.tcp, worst.tcp}, {lanes.tcpCtl, p.tcpControl, worst.tcpControl},
+	} {
+		l.lane.add(n, g.pause(l.shown), "%s ms", milliseconds(l.worst))
+	}
 }
 
 // report writes the table. Its error says that something was lost for good.
 func (d *demonstration) report() error {
 	columns := []column{
-		{"", 20}, {"UDP", -6}, {"TCP", -6}, {"control", -8}, {"lost", -7}, {"of", -9}, {"lost", -7}, {"verified", -9},
+		{"", 17}, {"UDP", -6}, {"(ctl)", -6}, {"TCP", -6}, {"(ctl)", -6}, {"lost", -6}, {"of", -9}, {"lost", -7}, {"verified", -8},
 	}
 	var rows [][]span
 	row := func(name string, p pauses, lost int64, from, to tally, look style) {
@@ -510,7 +518,8 @@ func (d *demonstration) report() error {
 			bad = red
 		}
 		rows = append(rows, []span{
-			{name, look}, {milliseconds(p.udp), look}, {milliseconds(p.tcp), look}, {milliseconds(p.control), look},
+			{name, look}, {milliseconds(p.udp), look}, {milliseconds(p.udpControl), dim},
+			{milliseconds(p.tcp), look}, {milliseconds(p.tcpControl), dim},
 			{grouped(lost), look}, {grouped(to.sent - from.sent), look},
 			{fmt.Sprintf("%d of %d", broken, len(d.streams.tcp)), bad},
 			{fmt.Sprintf("%.1f MB", float64(to.bytes()-from.bytes())/1e6), look},
@@ -522,7 +531,7 @@ func (d *demonstration) report() error {
 		from, to := e.at, d.events[i+1].at
 		p := d.streams.longest(from.at, to.at-windowBefore, e.spared)
 		n := d.streams.lost(from.at, to.at)
-		worst = pauses{max(worst.udp, p.udp), max(worst.tcp, p.tcp), max(worst.control, p.control)}
+		worst.add(p)
 		lost += n
 		row(e.name, p, n, from, to, plain)
 	}
@@ -530,11 +539,11 @@ func (d *demonstration) report() error {
 	row("all", worst, lost, tally{}, end, bold)
 
 	d.s.sayf("")
-	d.s.say(span{fmt.Sprintf("%-20s %22s %17s %7s %9s", "", "longest pause, ms", "UDP packets", "TCP", "bytes"), bold})
+	d.s.say(span{fmt.Sprintf("%-17s %27s %16s %7s %8s", "", "longest pause, ms", "UDP packets", "TCP", "bytes"), bold})
 	d.s.table(columns, rows)
 	d.s.sayf("")
-	d.s.sayf("A pause includes what this machine stalls by itself. control shows that alone:")
-	d.s.sayf("a UDP stream without plait, over a fabric that nothing was done to.")
+	d.s.sayf("A pause includes what this machine stalls by itself. The control (ctl) is that")
+	d.s.sayf("alone: the same traffic without plait, over a fabric that nothing was done to.")
 	d.s.sayf("")
 
 	var errs []error

@@ -211,8 +211,8 @@ type timeline struct {
 	close *span // said about all of it, once it is over
 }
 
-// timelineLines is how many lines a timeline has at most: blank, title, marks, eight lanes, ruler, close.
-const timelineLines = 13
+// timelineLines is how many lines a timeline has at most: blank, title, marks, nine lanes, ruler, close.
+const timelineLines = 14
 
 // head returns the lines that are known when a timeline begins.
 func (t *timeline) head(s *screen) []string {

@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/plait-net/plait/test/lab"
@@ -22,15 +23,21 @@ const (
 type demoStreams struct {
 	tcp      []*traffic.TCP
 	udp      []*traffic.UDP
-	controls map[string]*traffic.UDP // by the fabric that they cross, from host a to host b, routed by the kernel alone
+	controls map[string]*demoControl // by the fabric that they cross
 	group    *traffic.Group
 	stopped  bool
+}
+
+// demoControl is the same traffic from locator to locator of one fabric, from host a to host b, routed by the kernel alone.
+type demoControl struct {
+	tcp *traffic.TCP
+	udp *traffic.UDP
 }
 
 // openDemoStreams opens, between the identities: a TCP connection for each family, direction and fabric that its data is to
 // cross, and a UDP stream for each fabric and family, of which one goes each way.
 func openDemoStreams(ctx context.Context, p *pair) (_ *demoStreams, err error) {
-	s := &demoStreams{controls: make(map[string]*traffic.UDP)}
+	s := &demoStreams{controls: make(map[string]*demoControl)}
 	defer func() {
 		if err != nil {
 			s.close()
@@ -45,11 +52,7 @@ func openDemoStreams(ctx context.Context, p *pair) (_ *demoStreams, err error) {
 				all[u.Name] = 1
 			}
 			tcps, err := onUplinks(ctx, from, all, burst*tcpRecord,
-				func() (*traffic.TCP, error) {
-					return traffic.NewTCP(traffic.TCPConfig{
-						From: from.Do, To: to.Do, Src: src, Dst: dst, Size: tcpRecord, Every: tcpEvery, For: demoLongest,
-					})
-				},
+				func() (*traffic.TCP, error) { return newDemoTCP(from, to, src, dst) },
 				func(t *traffic.TCP) error { return t.Burst(burst) })
 			if err != nil {
 				return nil, err
@@ -69,11 +72,20 @@ func openDemoStreams(ctx context.Context, p *pair) (_ *demoStreams, err error) {
 	}
 	for _, u := range p.a.Uplinks {
 		src, dst := netip.AddrPortFrom(u.Addr4, 0), netip.AddrPortFrom(p.b.Uplink(u.Fabric).Addr4, 0)
-		if s.controls[u.Fabric], err = newDemoUDP(p.a, p.b, src, dst, demoControlSize); err != nil {
+		c := &demoControl{}
+		s.controls[u.Fabric] = c
+		if c.udp, err = newDemoUDP(p.a, p.b, src, dst, demoControlSize); err != nil {
+			return nil, err
+		}
+		if c.tcp, err = newDemoTCP(p.a, p.b, src, dst); err != nil {
 			return nil, err
 		}
 	}
 	return s, nil
+}
+
+func newDemoTCP(from, to *lab.Host, src, dst netip.AddrPort) (*traffic.TCP, error) {
+	return traffic.NewTCP(traffic.TCPConfig{From: from.Do, To: to.Do, Src: src, Dst: dst, Size: tcpRecord, Every: tcpEvery, For: demoLongest})
 }
 
 func newDemoUDP(from, to *lab.Host, src, dst netip.AddrPort, size int) (*traffic.UDP, error) {
@@ -90,14 +102,14 @@ func demoIdentity(h *lab.Host, family int) netip.AddrPort {
 // start starts all streams. The UDP streams share their threads with the controls: what keeps those from running shows in
 // the controls too.
 func (s *demoStreams) start() (err error) {
-	all := append([]*traffic.UDP{}, s.udp...)
+	udp, tcp := slices.Clone(s.udp), slices.Clone(s.tcp)
 	for _, c := range s.controls {
-		all = append(all, c)
+		udp, tcp = append(udp, c.udp), append(tcp, c.tcp)
 	}
-	if s.group, err = traffic.StartUDP(all...); err != nil {
+	if s.group, err = traffic.StartUDP(udp...); err != nil {
 		return err
 	}
-	for _, t := range s.tcp {
+	for _, t := range tcp {
 		if err := t.Start(); err != nil {
 			return err
 		}
@@ -112,8 +124,9 @@ func (s *demoStreams) stop() {
 		return
 	}
 	s.stopped = true
+	deadline := traffic.Now() + drainFor // of all: those that are stuck are given up together
 	for _, t := range s.tcp {
-		t.Stop(drainFor)
+		t.Stop(max(0, deadline-traffic.Now()))
 	}
 	s.group.Stop()
 }
@@ -129,8 +142,13 @@ func (s *demoStreams) close() {
 	for _, u := range s.udp {
 		u.Close()
 	}
-	for _, u := range s.controls {
-		u.Close()
+	for _, c := range s.controls {
+		if c.udp != nil {
+			c.udp.Close()
+		}
+		if c.tcp != nil {
+			c.tcp.Close()
+		}
 	}
 }
 
@@ -163,8 +181,8 @@ func (s *demoStreams) tally() tally {
 		t.received += r.Received
 		t.corrupted += r.Corrupted
 	}
-	for _, u := range s.controls {
-		t.corrupted += u.Result().Corrupted
+	for _, c := range s.controls {
+		t.corrupted += c.udp.Result().Corrupted + c.tcp.Result().Corrupted
 	}
 	return t
 }
@@ -178,7 +196,13 @@ func (s *demoStreams) lost(from, to time.Duration) (n int64) {
 }
 
 // pauses are the longest pauses between arrivals.
-type pauses struct{ udp, tcp, control time.Duration }
+type pauses struct{ udp, udpControl, tcp, tcpControl time.Duration }
+
+// add makes p the longer ones of p and q.
+func (p *pauses) add(q pauses) {
+	p.udp, p.udpControl = max(p.udp, q.udp), max(p.udpControl, q.udpControl)
+	p.tcp, p.tcpControl = max(p.tcp, q.tcp), max(p.tcpControl, q.tcpControl)
+}
 
 // longest returns the longest pauses of which any part lies in [from, to]; of the controls, only of those over the fabrics
 // named.
@@ -190,7 +214,8 @@ func (s *demoStreams) longest(from, to time.Duration, spared []string) (p pauses
 		p.tcp = max(p.tcp, t.Gap(from, to).Length())
 	}
 	for _, fabric := range spared {
-		p.control = max(p.control, s.controls[fabric].Gap(from, to).Length())
+		p.udpControl = max(p.udpControl, s.controls[fabric].udp.Gap(from, to).Length())
+		p.tcpControl = max(p.tcpControl, s.controls[fabric].tcp.Gap(from, to).Length())
 	}
 	return p
 }
@@ -219,7 +244,8 @@ func (s *demoStreams) begun(from, to time.Duration, spared []string) (p pauses) 
 		p.tcp = max(p.tcp, worst(t.Gaps(tcpPause)))
 	}
 	for _, fabric := range spared {
-		p.control = max(p.control, worst(s.controls[fabric].Gaps(udpPause)))
+		p.udpControl = max(p.udpControl, worst(s.controls[fabric].udp.Gaps(udpPause)))
+		p.tcpControl = max(p.tcpControl, worst(s.controls[fabric].tcp.Gaps(tcpPause)))
 	}
 	return p
 }

@@ -200,7 +200,7 @@ func TestDemo(t *testing.T) {
 	out := works(t, "demo", "--keep", "--plait", plait)
 	t.Logf("%v\n%s", time.Since(start), out)
 	for _, want := range []string{
-		"f1 cut silently", "f1 healed", "f2 carrier pulled", "f2 plugged in", "agents killed", "agents started again",
+		"f1 cut silently", "f1 healed", "f2 carrier pulled", "f2 plugged in", "agents killed", "agents restarted",
 		"longest pause", "No connection broke", "exec a -- plait status", "curl -s", "ping 10.255.0.2", "tcpdump",
 	} {
 		if !strings.Contains(out, want) {
