@@ -59,6 +59,8 @@ type Agent struct {
 	rings  []keys.Ring // by peer
 	number map[string]uint8
 
+	started time.Duration // CLOCK_MONOTONIC
+
 	byIfindex atomic.Pointer[map[int]uint8] // uplink numbers, for the carrier callback
 
 	mu      sync.Mutex // everything below
@@ -78,7 +80,7 @@ type attached struct {
 // Start brings the data plane up, or takes over the one that is there. When it fails, a data plane
 // that was running before goes on as it was.
 func Start(opt Options) (_ *Agent, err error) {
-	a := &Agent{opt: opt, cfg: opt.Config, log: opt.Log, hooks: map[string]attached{}, locs: map[string][]netip.Addr{}}
+	a := &Agent{opt: opt, cfg: opt.Config, log: opt.Log, hooks: map[string]attached{}, locs: map[string][]netip.Addr{}, started: monotonic()}
 	first := false
 	defer func() {
 		if err != nil {
@@ -164,31 +166,50 @@ func (a *Agent) abandon() error {
 	return errors.Join(append(errs, state.Remove(a.opt.RunDir))...)
 }
 
-// bringUp does the first pass, in the order in which nothing is ever half there: programs before
-// addresses, paths before traffic.
+// bringUp does the first pass.
 func (a *Agent) bringUp() error {
 	ups, err := a.host.Uplinks(a.uplinkNames())
 	if err != nil {
 		return err
 	}
-	if a.plait0, err = a.host.CreatePlait0(smallestMTU(ups)); err != nil {
-		return fmt.Errorf("creating plait0: %w", err)
-	}
-	if err := a.loader.AttachPlait0(a.plait0.Near, a.plait0.Far); err != nil {
+	if err := a.makePlait0(ups); err != nil {
 		return err
 	}
-	if err := a.host.BringUpPlait0(a.plait0, a.cfg.Identity.All()); err != nil {
-		return fmt.Errorf("bringing up plait0: %w", err)
+	return a.reconcile()
+}
+
+// makePlait0 makes plait0 with its programs, and has the sender use it, unless it is there; it follows
+// the uplinks' MTU. It gets addresses and routes from openPlait0, once there are paths.
+func (a *Agent) makePlait0(ups map[string]hostnet.Uplink) error {
+	p, err := a.host.CreatePlait0(smallestMTU(ups))
+	if err != nil {
+		return fmt.Errorf("creating plait0: %w", err)
 	}
-	a.sender, err = probe.New(probe.Config{
-		Set: a.set, Plait0: a.plait0.Near, Fast: a.cfg.Liveness.Interval, Idle: a.cfg.Liveness.IdleInterval,
-		Budget: a.cfg.Liveness.Budget, Log: a.log,
-	})
+	if p == a.plait0 {
+		return nil
+	}
+	if err := a.loader.AttachPlait0(p.Near, p.Far); err != nil {
+		return err
+	}
+	if a.sender == nil {
+		a.sender, err = probe.New(probe.Config{
+			Set: a.set, Plait0: p.Near, Fast: a.cfg.Liveness.Interval, Idle: a.cfg.Liveness.IdleInterval,
+			Budget: a.cfg.Liveness.Budget, Log: a.log,
+		})
+	} else { // somebody removed the one we had
+		err = a.sender.Rebind(p.Near)
+	}
 	if err != nil {
 		return err
 	}
-	if err := a.reconcile(); err != nil {
-		return err
+	a.plait0 = p
+	return nil
+}
+
+// openPlait0 gives plait0 the identities and the routes to the peers, also those that somebody took away.
+func (a *Agent) openPlait0() error {
+	if err := a.host.BringUpPlait0(a.plait0, a.cfg.Identity.All()); err != nil {
+		return fmt.Errorf("bringing up plait0: %w", err)
 	}
 	var peers []netip.Addr
 	for _, p := range a.cfg.Peers {
@@ -253,7 +274,8 @@ func (a *Agent) watch(ctx context.Context) error {
 	})
 }
 
-// carrier moves all peers off an uplink that lost its carrier, at once, and back.
+// carrier moves all peers off an uplink that lost its carrier, at once, and back. Whoever clears the
+// uplink's bit, this or a reconcile, does the rest.
 func (a *Agent) carrier(ifindex int, up bool) {
 	numbers := a.byIfindex.Load()
 	if numbers == nil {
@@ -263,38 +285,15 @@ func (a *Agent) carrier(ifindex int, up bool) {
 	if !ok {
 		return
 	}
-	var old uint64
-	if up {
-		old = atomic.OrUint64(&a.set.Settings.Uplinks, 1<<n)
-	} else {
-		old = atomic.AndUint64(&a.set.Settings.Uplinks, ^(uint64(1) << n))
-	}
-	if was := old>>n&1 != 0; was == up {
-		return
-	}
-	if up {
+	bit := uint64(1) << n
+	switch {
+	case up && atomic.OrUint64(&a.set.Settings.Uplinks, bit)&bit == 0:
 		a.log.Info("uplink has carrier", "uplink", a.uplinkName(n))
-		return
+	case !up && atomic.AndUint64(&a.set.Settings.Uplinks, ^bit)&bit != 0:
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		a.uplinkLost(n, ifindex)
 	}
-	a.log.Warn("uplink lost its carrier", "uplink", a.uplinkName(n))
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.clearUplink(n, monotonic())
-	if err := a.host.DropNeighbours(ifindex, a.nextHops(ifindex)); err != nil {
-		a.log.Error("forgetting next hops", "uplink", a.uplinkName(n), "error", err)
-	}
-}
-
-// nextHops are those of the paths over an interface.
-func (a *Agent) nextHops(ifindex int) (hops []netip.Addr) {
-	for _, g := range a.tables.groups {
-		for _, p := range g.want.paths {
-			if p.ifindex == ifindex && p.nextHop.IsValid() && !slices.Contains(hops, p.nextHop) {
-				hops = append(hops, p.nextHop)
-			}
-		}
-	}
-	return hops
 }
 
 func (a *Agent) readEvents(ctx context.Context) error {
@@ -344,7 +343,8 @@ func (a *Agent) keepTime(ctx context.Context) error {
 }
 
 // reconcile brings configuration and host into maps, hooks, neighbours and settings, and writes down
-// what others must know. It changes only what differs.
+// what others must know, in an order in which nothing is ever half there: programs before addresses,
+// paths before traffic. It changes only what differs.
 func (a *Agent) reconcile() error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -362,23 +362,18 @@ func (a *Agent) reconcile() error {
 	}
 	a.st.Uplinks = a.st.Uplinks[:0:0]
 	var indices []int
-	byIfindex := map[int]uint8{}
 	for i := range a.cfg.Uplinks {
 		u := a.uplinkState(&a.cfg.Uplinks[i], ups)
 		a.st.Uplinks = append(a.st.Uplinks, u)
 		if u.Ifindex != 0 {
 			indices = append(indices, u.Ifindex)
-			byIfindex[u.Ifindex] = u.Number
 		}
 	}
-	a.byIfindex.Store(&byIfindex)
 	// Before anything is changed, so that down can put it back whatever happens next.
 	if err := a.writeState(); err != nil {
 		return err
 	}
-	if _, err := a.host.CreatePlait0(smallestMTU(ups)); err != nil { // follows the uplinks' MTU
-		errs = append(errs, fmt.Errorf("adopting plait0: %w", err))
-	}
+	errs = append(errs, a.makePlait0(ups))
 	routes, err := a.host.Routes(indices...)
 	if err != nil {
 		return err
@@ -392,7 +387,7 @@ func (a *Agent) reconcile() error {
 	}
 	errs = append(errs, a.attach(ups)...)
 	a.setUplinks(ups)
-	errs = append(errs, a.host.ApplySysctls(a.st.Undo), a.syncNeighbours())
+	errs = append(errs, a.host.ApplySysctls(a.st.Undo), a.syncNeighbours(), a.openPlait0())
 	errs = append(errs, a.dropStaleHooks(names), a.writeState())
 	return errors.Join(errs...)
 }
@@ -476,17 +471,51 @@ func (a *Agent) dropStaleHooks(names []string) error {
 	return errors.Join(errs...)
 }
 
-// setUplinks stores which uplinks are usable.
+// setUplinks stores which uplinks are usable: those with our program, administratively up, with
+// carrier.
 func (a *Agent) setUplinks(ups map[string]hostnet.Uplink) {
 	var usable uint64
+	attached := map[int]uint8{}
 	for name, u := range ups {
-		if u.AdminUp && u.Carrier && a.hooks[name].ifindex == u.Index {
+		if a.hooks[name].ifindex != u.Index {
+			continue
+		}
+		attached[u.Index] = a.number[name]
+		if u.AdminUp && u.Carrier {
 			usable |= 1 << a.number[name]
 		}
 	}
-	s := &a.set.Settings.Uplinks
-	atomic.AndUint64(s, usable)
-	atomic.OrUint64(s, usable)
+	before := a.byIfindex.Swap(&attached)
+	old := atomic.AndUint64(&a.set.Settings.Uplinks, usable)
+	if before != nil {
+		for ifindex, n := range *before {
+			if old>>n&1 != 0 && usable>>n&1 == 0 {
+				a.uplinkLost(n, ifindex)
+			}
+		}
+	}
+	atomic.OrUint64(&a.set.Settings.Uplinks, usable)
+}
+
+// uplinkLost takes down the paths of an uplink whose bit has just been cleared. The caller holds mu.
+func (a *Agent) uplinkLost(n uint8, ifindex int) {
+	a.log.Warn("uplink is lost", "uplink", a.uplinkName(n))
+	a.clearUplink(n, monotonic())
+	if err := a.host.DropNeighbours(ifindex, a.nextHops(n)); err != nil {
+		a.log.Error("forgetting next hops", "uplink", a.uplinkName(n), "error", err)
+	}
+}
+
+// nextHops are those of the paths over an uplink.
+func (a *Agent) nextHops(uplink uint8) (hops []netip.Addr) {
+	for _, g := range a.tables.groups {
+		for _, p := range g.want.paths {
+			if p.uplink == uplink && p.nextHop.IsValid() && !slices.Contains(hops, p.nextHop) {
+				hops = append(hops, p.nextHop)
+			}
+		}
+	}
+	return hops
 }
 
 // syncNeighbours has the kernel keep every next hop resolved, so that the first packet that fails

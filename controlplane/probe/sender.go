@@ -152,7 +152,15 @@ func (s *Sender) setUp() error {
 	if err := unix.SetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, 4<<20); err != nil {
 		return err
 	}
-	return unix.Bind(s.fd, &unix.SockaddrLinklayer{Ifindex: s.cfg.Plait0})
+	return s.Rebind(s.cfg.Plait0)
+}
+
+// Rebind has the Sender use another plait0, the interface of that index, also while it runs.
+func (s *Sender) Rebind(plait0 int) error {
+	if err := unix.Bind(s.fd, &unix.SockaddrLinklayer{Ifindex: plait0}); err != nil {
+		return fmt.Errorf("binding the probe socket to plait0: %w", err)
+	}
+	return nil
 }
 
 // Close releases the socket; Run must have returned.

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"maps"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -16,6 +17,7 @@ import (
 	"github.com/cilium/ebpf/link"
 
 	"github.com/plait-net/plait/controlplane/status"
+	"github.com/plait-net/plait/test/lab"
 	"github.com/plait-net/plait/test/traffic"
 )
 
@@ -228,4 +230,46 @@ func TestStopped(t *testing.T) {
 		t.Errorf("host a counted: %s", d)
 	}
 	l.finish(t, false)
+}
+
+// TestPlait0Restored: what others take from plait's own interface comes back by itself.
+func TestPlait0Restored(t *testing.T) {
+	t.Parallel()
+	p := upPair(t, lab.Options{})
+	n := p.a
+	kept := func() []string {
+		return []string{
+			n.output(t, "ip", "-brief", "address", "show", "dev", "plait0"),
+			n.output(t, "ip", "-4", "route", "show", "dev", "plait0"), n.output(t, "ip", "-6", "route", "show", "dev", "plait0"),
+		}
+	}
+	before, pinned := kept(), slices.Sorted(maps.Keys(pins(t, n)))
+	for _, argv := range [][]string{
+		{"ip", "route", "flush", "proto", "112"},
+		{"ip", "-6", "route", "flush", "proto", "112"},
+		{"ip", "address", "flush", "dev", "plait0"},
+		{"ip", "link", "set", "dev", "plait0", "down"},
+		{"ip", "link", "set", "dev", "plait0-far", "down"},
+		{"ip", "link", "delete", "dev", "plait0"},
+	} {
+		n.output(t, argv...)
+		eventually(t, func() error {
+			if now := kept(); !slices.Equal(now, before) {
+				return fmt.Errorf("after %v there is %q, before %q", argv, now, before)
+			}
+			return nil
+		})
+		p.waitUp(t)
+		from := n.status(t)
+		for _, family := range families {
+			testPing(t, p, family, 63)
+		}
+		if d := counts(from, n.status(t)); d != "" {
+			t.Errorf("after %v host a counted: %s", argv, d)
+		}
+	}
+	if now := slices.Sorted(maps.Keys(pins(t, n))); !slices.Equal(now, pinned) {
+		t.Errorf("pinned: %v, before %v", now, pinned)
+	}
+	n.takeDown(t)
 }

@@ -102,6 +102,14 @@ func TestUplinkComesAndGoes(t *testing.T) {
 				return nil
 			}
 			p.a.waitFor(t, missing)
+			p.b.waitFor(t, func(s *status.Status) error {
+				for _, peer := range s.Peers {
+					if !peer.Reachable() {
+						return fmt.Errorf("peer %s over IPv%d is %s", peer.Name, peer.Family, peer.State)
+					}
+				}
+				return nil
+			})
 			for _, family := range families {
 				testPing(t, p, family, 63)
 			}
