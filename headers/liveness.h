@@ -273,7 +273,8 @@ LIVE_INLINE __u16 live_report(const struct group_state *g, __u32 first, __u32 n,
 		q = live_path(first, j);
 		if (!q)
 			break;
-		if (q->heard_peer && g->peer_newest < q->heard_peer + window)
+		/* peer_pair is known once a request has arrived here */
+		if (q->req_newest && q->heard_peer && g->peer_newest < q->heard_peer + window)
 			report |= 1 << (q->peer_pair & (PLAIT_MAX_PATHS - 1));
 	}
 	return report;

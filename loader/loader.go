@@ -101,8 +101,8 @@ func Open(bpffs string, sizes maps.Sizes, log *slog.Logger) (_ *Loader, err erro
 	}()
 	l.Set, err = Maps(bpffs, true)
 	if errors.Is(err, ErrNotRunning) {
-		l.Created = true
 		if err = create(bpffs, sizes); err == nil {
+			l.Created = true
 			l.Set, err = Maps(bpffs, true)
 		}
 	}
@@ -150,6 +150,10 @@ func create(bpffs string, sizes maps.Sizes) (err error) {
 	aside := final + "-new" // bpffs takes no dots in names
 	if err := os.MkdirAll(Root(bpffs), 0o700); err != nil {
 		return fmt.Errorf("creating pin directory: %w", err)
+	}
+	if links, err := os.ReadDir(linksDir(bpffs)); err == nil && len(links) > 0 {
+		return fmt.Errorf("the pins in %s are incomplete, and programs are attached: left as they are; "+
+			"plait down removes them", final)
 	}
 	for _, left := range []string{final, aside} { // what a crash left half-made
 		if err := remove(left); err != nil {

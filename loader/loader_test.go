@@ -407,7 +407,8 @@ func TestHalfMade(t *testing.T) {
 	h.layout()
 }
 
-// TestIncompletePins: where one map is missing nothing can be adopted; the rest is replaced, programs on lost maps included.
+// TestIncompletePins: where one map is missing nothing can be adopted. What is attached goes on and is refused, until Remove;
+// pins without programs are replaced.
 func TestIncompletePins(t *testing.T) {
 	h := newHost(t)
 	up1 := h.veth("up1")
@@ -416,16 +417,20 @@ func TestIncompletePins(t *testing.T) {
 		h.must(Remove(h.bpffs))
 		first := h.open()
 		h.attach(first, "up1", up1, "veth", Auto, byVeth)
-		h.must(first.Close())
 		h.must(os.Remove(filepath.Join(dir(h.bpffs), name)))
 		if _, err := Maps(h.bpffs, true); !errors.Is(err, ErrNotRunning) {
 			t.Errorf("without %s: %v, want ErrNotRunning", name, err)
 		}
+		if _, err := Open(h.bpffs, sizes, slog.New(slog.DiscardHandler)); err == nil || !strings.Contains(err.Error(), "incomplete") {
+			t.Errorf("without %s: %v, want a refusal", name, err)
+		}
+		h.attached(up1, first.ingressT.PlaitIngressTc, nil)
+		h.must(first.DetachUplink("up1"))
+		h.must(first.Close())
 		second := h.open()
 		if !second.Created {
 			t.Errorf("without %s: pins were adopted", name)
 		}
-		h.attached(up1, nil, nil)
 		h.attach(second, "up1", up1, "veth", Auto, byVeth)
 		h.attached(up1, second.ingressT.PlaitIngressTc, nil)
 		h.layout("uplink-up1-tc")

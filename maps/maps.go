@@ -47,8 +47,9 @@ type Sizes struct {
 	Paths  uint32
 }
 
-// DefaultSizes hold 2,048 peers of both families with four paths each.
-var DefaultSizes = Sizes{Groups: 4096, Paths: 16384}
+// DefaultSizes hold 2,048 peers of both families with four paths each, and room to build changed
+// groups beside the old ones.
+var DefaultSizes = Sizes{Groups: 4096 + 256, Paths: 16384 + 1024}
 
 // Apply sets the capacities in the maps of a program's specification.
 func (s Sizes) Apply(spec *ebpf.CollectionSpec) {

@@ -81,7 +81,8 @@ func (a *Agent) event(ev *maps.Event) {
 		}
 		log.Info("path was congested, not cut", "multiplier", atomic.LoadUint32(&ps.Multiplier))
 	case maps.EventBack:
-		rt.backSince = time.Duration(ev.TimeNs)
+		// Not before our own start: what an earlier agent left in the ring says nothing about since.
+		rt.backSince = max(time.Duration(ev.TimeNs), a.started)
 		log.Info("path answers again", "hold_down", a.cfg.Liveness.HoldDown)
 	}
 }

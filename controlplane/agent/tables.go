@@ -49,6 +49,7 @@ func (t *tables) apply(want []wantGroup) (changed bool, err error) {
 	}
 	used := newUsage(t.set, identities)
 	var groups []*group
+	var errs []error
 	keepIDs := map[netip.Addr]bool{}
 	keepPairs := map[maps.Pair]bool{}
 	for _, w := range want {
@@ -84,11 +85,17 @@ func (t *tables) apply(want []wantGroup) (changed bool, err error) {
 		}
 		g, err := t.build(w, used, old, index)
 		if err != nil {
-			return changed, fmt.Errorf("peer %s: %w", w.identity, err)
+			errs = append(errs, fmt.Errorf("peer %s: %w", w.identity, err))
+			if old := known[index]; exists && old != nil { // it stays as it was
+				groups = append(groups, old)
+				for _, p := range old.want.paths {
+					keepPairs[maps.Pair{Local: p.local, Remote: p.remote}] = true
+				}
+			}
+			continue
 		}
 		groups = append(groups, g)
 	}
-	var errs []error
 	for id := range identities {
 		if !keepIDs[id] {
 			changed = true

@@ -259,10 +259,13 @@ func (o *oracle) epoch(now, epoch uint64) {
 }
 
 // report is the peer's numbers of the paths on which anything arrived within its last window
-// rounds.
+// rounds. A request on the path must have told its number.
 func (o *oracle) report(window uint64) (report uint16) {
 	now := o.requested(-1, len(o.history))
 	for path := range o.fresh {
+		if o.requested(path, len(o.history)) == 0 {
+			continue
+		}
 		for i, h := range slices.Backward(o.history) {
 			if h.what == hEpoch {
 				break
