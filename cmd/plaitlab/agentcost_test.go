@@ -83,7 +83,7 @@ func TestCPUTimes(t *testing.T) {
 	defer runtime.UnlockOSThread()
 	for name, clock := range map[string]func() (time.Duration, error){
 		"process": func() (time.Duration, error) { return processTime(os.Getpid()) },
-		"thread":  func() (time.Duration, error) { return threadTime(os.Getpid(), unix.Gettid()) },
+		"thread":  func() (time.Duration, error) { return taskTime(os.Getpid(), unix.Gettid()) },
 	} {
 		before, err := clock()
 		if err != nil {
@@ -105,6 +105,14 @@ func TestCPUTimes(t *testing.T) {
 	}
 	if d, err := processTime(1<<22 + 1); err == nil { // above the largest process id
 		t.Errorf("a process that does not exist has used %v", d)
+	}
+}
+
+// TestAddedCPU: what was not sent was not saved.
+func TestAddedCPU(t *testing.T) {
+	p := agentCostPair{Agent: 4, AgentRounds: 800, Loop: 3, LoopRounds: 1000}
+	if got := p.added(); got != 2 {
+		t.Errorf("%v %%, want 2", got)
 	}
 }
 
