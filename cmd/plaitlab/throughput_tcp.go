@@ -22,6 +22,8 @@ import (
 const (
 	bulkBuffer  = 256 << 10 // bytes a call reads or writes
 	bulkConnect = 5 * time.Second
+
+	bulkPatience = 30 * time.Second // for the first byte of a run
 )
 
 // flow is a TCP connection to be made.
@@ -57,9 +59,39 @@ func pin(cpu int) error {
 	return os.NewSyscallError("sched_setaffinity", unix.SchedSetaffinity(0, &set))
 }
 
-// bulk sends as fast as it can over new connections, clients on one CPU and servers on the other, and returns how much the
-// servers received of it in length after warmUp, in Mbit/s.
-func (b *throughputBench) bulk(ctx context.Context, flows []flow, warmUp, length time.Duration) (mbit float64, err error) {
+// bulkRun is what a run came to.
+type bulkRun struct {
+	mbit float64 // Mbit/s that the servers received
+	// busy is the CPU time that a byte took, in ns, at the end that took more: the client's or the server's threads', with
+	// what the kernel did on their behalf.
+	busy float64
+}
+
+// threadClock returns the CPU time that a thread of this process has had.
+func threadClock(tid int) (time.Duration, error) {
+	// The clock of a thread (include/linux/posix-timers_types.h: CPUCLOCK_PERTHREAD_MASK, CPUCLOCK_SCHED).
+	var ts unix.Timespec
+	if err := unix.ClockGettime(int32(^tid<<3|4|2), &ts); err != nil {
+		return 0, os.NewSyscallError("clock_gettime", err)
+	}
+	return time.Duration(ts.Nano()), nil
+}
+
+// busyTime adds up the CPU time of threads.
+func busyTime(tids []int) (sum time.Duration, err error) {
+	for _, tid := range tids {
+		t, err := threadClock(tid)
+		if err != nil {
+			return 0, err
+		}
+		sum += t
+	}
+	return sum, nil
+}
+
+// bulk sends as fast as it can over new connections, clients on one CPU and servers on the other, and measures length after
+// warmUp.
+func (b *throughputBench) bulk(ctx context.Context, flows []flow, warmUp, length time.Duration) (r bulkRun, err error) {
 	var clients, servers []int
 	defer func() {
 		for _, fd := range append(clients, servers...) {
@@ -69,7 +101,7 @@ func (b *throughputBench) bulk(ctx context.Context, flows []flow, warmUp, length
 	for _, f := range flows {
 		client, server, err := f.connect()
 		if err != nil {
-			return 0, err
+			return r, err
 		}
 		clients, servers = append(clients, client), append(servers, server)
 	}
@@ -81,11 +113,13 @@ func (b *throughputBench) bulk(ctx context.Context, flows []flow, warmUp, length
 		mu        sync.Mutex
 		threadErr error
 	)
-	start := func(cpu int, loop func() error) {
+	start := func(cpu int, loop func() error) (tid int) {
 		threads.Add(1)
+		started := make(chan int)
 		go func() {
 			defer threads.Done()
 			err := pin(cpu)
+			started <- unix.Gettid()
 			if err == nil {
 				err = loop()
 			}
@@ -95,9 +129,11 @@ func (b *throughputBench) bulk(ctx context.Context, flows []flow, warmUp, length
 				mu.Unlock()
 			}
 		}()
+		return <-started
 	}
+	var clientThreads, serverThreads []int
 	for _, fd := range servers {
-		start(b.cpus[1], func() error {
+		tid := start(b.cpus[1], func() error {
 			buf := make([]byte, bulkBuffer)
 			for {
 				n, err := unix.Read(fd, buf)
@@ -111,9 +147,10 @@ func (b *throughputBench) bulk(ctx context.Context, flows []flow, warmUp, length
 				received.Add(int64(max(n, 0)))
 			}
 		})
+		serverThreads = append(serverThreads, tid)
 	}
 	for _, fd := range clients {
-		start(b.cpus[0], func() error {
+		tid := start(b.cpus[0], func() error {
 			buf := make([]byte, bulkBuffer)
 			for !stop.Load() {
 				if _, err := unix.Write(fd, buf); err != nil && !errors.Is(err, unix.EINTR) {
@@ -123,21 +160,54 @@ func (b *throughputBench) bulk(ctx context.Context, flows []flow, warmUp, length
 			// The server ends with what is on its way.
 			return os.NewSyscallError("shutdown", unix.Shutdown(fd, unix.SHUT_WR))
 		})
+		clientThreads = append(clientThreads, tid)
 	}
 
-	err = sleep(ctx, warmUp)
-	from, bytes := traffic.Now(), received.Load()
-	if err == nil {
-		err = sleep(ctx, length)
+	type moment struct {
+		at, client, server time.Duration
+		bytes              int64
 	}
-	bytes = received.Load() - bytes
-	took := traffic.Now() - from
-	stop.Store(true)
+	look := func() (m moment, err error) {
+		m.at, m.bytes = traffic.Now(), received.Load()
+		if m.client, err = busyTime(clientThreads); err != nil {
+			return m, err
+		}
+		m.server, err = busyTime(serverThreads)
+		return m, err
+	}
+	from, to := moment{}, moment{}
+	err = func() (err error) {
+		// However it ends, the clients end and the servers with them.
+		defer stop.Store(true)
+		if err := sleep(ctx, warmUp); err != nil {
+			return err
+		}
+		if from, err = look(); err != nil {
+			return err
+		}
+		to = from
+		// Where the machine stands still for longer than a run, the run is longer.
+		for to.bytes == from.bytes {
+			if err := sleep(ctx, length); err != nil {
+				return err
+			}
+			if to, err = look(); err != nil {
+				return err
+			}
+			if to.bytes == from.bytes && to.at-from.at > bulkPatience {
+				return fmt.Errorf("nothing arrived for %v", bulkPatience)
+			}
+		}
+		return nil
+	}()
 	threads.Wait()
 	if err := errors.Join(err, threadErr); err != nil {
-		return 0, err
+		return r, err
 	}
-	return float64(bytes) * 8 / 1e6 / took.Seconds(), nil
+	bytes := float64(to.bytes - from.bytes)
+	r.mbit = bytes * 8 / 1e6 / (to.at - from.at).Seconds()
+	r.busy = float64(max(to.client-from.client, to.server-from.server)) / bytes
+	return r, nil
 }
 
 // connect makes the connection, of blocking sockets.

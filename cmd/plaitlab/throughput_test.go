@@ -108,7 +108,7 @@ func TestThroughputFlags(t *testing.T) {
 func TestThroughputRuns(t *testing.T) {
 	ownLabs(t)
 	stdout, stderr, status := plaitlab(t, "bench", "throughput", "--part", "tcp", "--pairs", "5", "--length", "100ms", "-o", "json",
-		"--form", "wire", "--family", "6", "--plait", builtPlait(t))
+		"--form", "virtual", "--family", "6", "--plait", builtPlait(t))
 	var r throughputReport
 	if err := json.Unmarshal([]byte(stdout), &r); err != nil {
 		t.Fatalf("status %d, %v: %s%s", status, err, stdout, stderr)
@@ -117,7 +117,7 @@ func TestThroughputRuns(t *testing.T) {
 		t.Fatalf("report: %s", stdout)
 	}
 	for _, c := range r.TCP {
-		if len(c.Pairs) != 5 || c.Form != "wire" || slices.ContainsFunc(c.Pairs, func(p tcpPair) bool { return p.Plain <= 0 }) {
+		if len(c.Pairs) != 5 || c.Form != "virtual" || slices.ContainsFunc(c.Pairs, func(p tcpPair) bool { return p.Plain <= 0 }) {
 			t.Errorf("runs: %+v", c)
 		}
 	}
