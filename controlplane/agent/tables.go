@@ -184,7 +184,9 @@ func (t *tables) build(w wantGroup, used *usage, old *maps.Group, oldIndex uint3
 			oldPaths[t.id(old.FirstPath+i)] = i
 		}
 	}
-	var gs maps.GroupState
+	// Rounds grow for as long as the epoch lasts, also towards a peer that was listed before: it remembers
+	// ours. Microseconds always outrun them, at one a millisecond.
+	gs := maps.GroupState{Sent: uint64(monotonic().Microseconds())}
 	if old != nil {
 		gs = loadGroupState(t.set.GroupStates.At(oldIndex))
 	}

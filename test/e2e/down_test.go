@@ -6,12 +6,16 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
+	"net"
 	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
 
 	"github.com/plait-net/plait/controlplane/status"
 )
@@ -21,6 +25,37 @@ type snapshot map[string]string
 
 // timers are what changes by itself in the output of ip.
 var timers = regexp.MustCompile(`(_timer) +[0-9.]+`)
+
+var neighbourStates = regexp.MustCompile(`(INCOMPLETE|REACHABLE|STALE|DELAY|PROBE|FAILED)`)
+
+// programs says how many programs are attached with tcx to which interfaces. Those of XDP show at the
+// links.
+func programs(t *testing.T, n *node) string {
+	t.Helper()
+	var out strings.Builder
+	err := n.Do(func() error {
+		all, err := net.Interfaces()
+		if err != nil {
+			return err
+		}
+		for _, i := range all {
+			for _, at := range []ebpf.AttachType{ebpf.AttachTCXIngress, ebpf.AttachTCXEgress} {
+				r, err := link.QueryPrograms(link.QueryOptions{Target: i.Index, Attach: at})
+				if err != nil {
+					return err
+				}
+				if len(r.Programs) > 0 {
+					fmt.Fprintf(&out, "%s: %d at %s\n", i.Name, len(r.Programs), at)
+				}
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out.String()
+}
 
 // snap looks at a host.
 func (n *node) snap(t *testing.T) snapshot {
@@ -36,15 +71,15 @@ func (n *node) snap(t *testing.T) snapshot {
 		{"ip", "nexthop", "show"},
 		{"tc", "qdisc", "show"},
 		{"nft", "list", "ruleset"},
-		{"bpftool", "net", "show"},
 	} {
 		s[strings.Join(argv, " ")] = timers.ReplaceAllString(n.output(t, argv...), "$1")
 	}
-	// Neighbours come and go; none of them may be plait's.
+	s["tcx programs"] = programs(t, n)
+	// Neighbours come and go, and from state to state; none of them may be plait's.
 	var kept []string
 	_ = lines(strings.NewReader(n.output(t, "ip", "neighbour", "show", "nud", "all")), func(l string) error {
 		if strings.Contains(l, "managed") || strings.Contains(l, "extern_learn") || strings.Contains(l, "proto") || strings.Contains(l, "PERMANENT") {
-			kept = append(kept, l)
+			kept = append(kept, neighbourStates.ReplaceAllString(l, ""))
 		}
 		return nil
 	})
