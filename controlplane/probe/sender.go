@@ -395,7 +395,10 @@ func (s *Sender) round(p *plan, g *group, uplinks uint64, n int) int {
 	fresh := atomic.LoadUint64(&g.state.Fresh)
 	window := uint32(0)
 	for i := range g.paths {
-		window = max(window, oneway(atomic.LoadUint32(&g.paths[i].state.Multiplier)))
+		state := g.paths[i].state
+		patience := max(atomic.LoadUint32(&state.Multiplier),
+			atomic.LoadUint32(&state.MinMultiplier)+atomic.LoadUint32(&state.BaseLag))
+		window = max(window, oneway(patience))
 	}
 	wanted := !g.active || round%sampleEvery == 0
 	if wanted {
@@ -434,7 +437,7 @@ func (s *Sender) round(p *plan, g *group, uplinks uint64, n int) int {
 
 // oneway is live_oneway of headers/liveness.h: for so many rounds the peer's report must be silent on
 // a path before its silence counts.
-func oneway(multiplier uint32) uint32 { return multiplier + multiplier/2 + 1 }
+func oneway(threshold uint32) uint32 { return threshold + threshold/2 + 1 }
 
 // forgive makes the rounds up to the given one count as answered on a path that has ever answered:
 // they were not sent there, so their lack is no evidence.
