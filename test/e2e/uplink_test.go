@@ -291,8 +291,8 @@ func TestDrops(t *testing.T) {
 	n := p.a
 	n.run(t)
 	n.waitFor(t, func(s *status.Status) error {
-		if len(s.Peers) == 0 || s.Peers[0].State != status.PeerUnreached {
-			return errors.New("its peer never answered, and it does not say so")
+		if len(s.Peers) == 0 || s.Peers[0].State != status.PeerUnreached || !strings.Contains(n.agent.out.String(), "msg=running") {
+			return errors.New("it does not run, or does not say that its peer never answered")
 		}
 		return nil
 	})
