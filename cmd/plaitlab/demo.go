@@ -436,7 +436,7 @@ func (d *demonstration) scene(ctx context.Context, sc *scene) error {
 	if last.broken > 0 || last.corrupted > 0 {
 		look = red
 	}
-	t.close = &span{fmt.Sprintf("longest pause %s ms; lost: %s of %s packets, %d of %d connections",
+	t.close = &span{fmt.Sprintf("longest pause %s ms; lost %s of %s packets, %d of %d TCP",
 		milliseconds(max(p.udp, p.tcp)), grouped(lost), grouped(last.sent-from.sent), last.broken, len(d.streams.tcp)), look}
 	d.s.end(t)
 	return d.s.err
