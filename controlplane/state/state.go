@@ -141,7 +141,11 @@ const (
 func Acquire(runDir string) (*Lock, error) {
 	path := filepath.Join(runDir, lockFile)
 	for try := 1; ; try++ {
-		if err := os.MkdirAll(runDir, 0o755); err != nil {
+		err := os.MkdirAll(runDir, 0o755)
+		if errors.Is(err, fs.ErrExist) && try < retries {
+			continue // removed between the attempt to make it and the look at what is there
+		}
+		if err != nil {
 			return nil, fmt.Errorf("creating run directory: %w", err)
 		}
 		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_CLOEXEC, 0o644)
